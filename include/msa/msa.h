@@ -1,0 +1,39 @@
+/* msa: MiniMax Sparse Attention in C. This header includes every public one.
+ *
+ * status.h     result codes and the last error message
+ * tensor.h     dtypes and array views
+ * context.h    backend, threads, allocator
+ * attention.h  select, attend, dense attend, merge, cache append
+ * cache.h      the paged K, V and index-K pool
+ * layer.h      norms, RoPE, linear, MoE, sampling
+ * model.h      model folders, tokenizer, chat prompts
+ * engine.h     engine and sessions
+ *
+ * The first six are libmsa (needs libc and libm only); model.h and engine.h are libmsa_engine.
+ *
+ * Sparse attention of one decode step:
+ *
+ *     msa_context_args ca;  msa_context_args_init(&ca);
+ *     msa_context *ctx;     MSA_TRY(msa_context_create(&ctx, &ca));
+ *     msa_select_args s;    msa_select_args_init(&s);
+ *     s.q_index = ...; s.kv = view; s.cu_seqlens_q = cu; s.blocks = rows;
+ *     msa_plan plan;        msa_plan_init(&plan);
+ *     msa_select_plan(ctx, &s, &plan);  ws = aligned_alloc(64, plan.workspace_bytes);
+ *     msa_select(ctx, &plan, &s, ws, plan.workspace_bytes);
+ *     msa_attend_args a;    msa_attend_args_init(&a);
+ *     a.q = ...; a.kv = view; a.cu_seqlens_q = cu; a.blocks = rows; a.out = ...;
+ *     msa_attend_plan(ctx, &a, &plan); msa_attend(ctx, &plan, &a, ws, bytes);
+ */
+#ifndef MSA_MSA_H
+#define MSA_MSA_H
+
+#include "msa/attention.h"
+#include "msa/cache.h"
+#include "msa/context.h"
+#include "msa/engine.h"
+#include "msa/layer.h"
+#include "msa/model.h"
+#include "msa/status.h"
+#include "msa/tensor.h"
+
+#endif

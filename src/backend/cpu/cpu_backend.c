@@ -1,0 +1,40 @@
+/* The table of the cpu backend, and the choice of an instruction set. */
+#include "backend/cpu/isa/kernels.h"
+#include "base/error.h"
+#include "ops/backend.h"
+
+#include <string.h>
+
+static msa_status open_cpu(msa_context *ctx, const char *isa)
+{
+    for (int i = 0; msa__cpu_kernel_tables[i]; i++) {
+        const msa__cpu_kernels *table = msa__cpu_kernel_tables[i];
+        if (isa && strcmp(isa, table->name) != 0) continue;
+        if (table->usable()) {
+            ctx->cpu_kernels = table;
+            return MSA_OK;
+        }
+        if (isa) return MSA_FAIL(MSA_EUNSUPPORTED, "context: cpu_isa = %s, this machine lacks it", isa);
+    }
+    return MSA_FAIL(MSA_EINVAL, "context: cpu_isa = %.32s, not compiled in", isa ? isa : "(best)");
+}
+
+static const char *cpu_isa(const msa_context *ctx)
+{
+    return ctx->cpu_kernels->name;
+}
+
+const char *msa_cpu_isa_name(int32_t i, int32_t *usable)
+{
+    for (int32_t n = 0; n <= i; n++) {
+        if (i < 0 || !msa__cpu_kernel_tables[n]) return NULL;
+    }
+    if (usable) *usable = msa__cpu_kernel_tables[i]->usable();
+    return msa__cpu_kernel_tables[i]->name;
+}
+
+const msa__backend msa__cpu_backend = {
+    .name = "cpu",
+    .open = open_cpu,
+    .isa = cpu_isa,
+};

@@ -1,0 +1,6 @@
+/* The list of instruction sets compiled in, best first. */
+#include "backend/cpu/isa/kernels.h"
+
+#include <stddef.h>
+
+const msa__cpu_kernels *const msa__cpu_kernel_tables[] = {NULL};

@@ -1,0 +1,44 @@
+/* config.json of a model folder, checked and flattened. Layer kinds are data, never assumed. */
+#ifndef MSA_MODEL_CONFIG_H
+#define MSA_MODEL_CONFIG_H
+
+#include "msa/model.h"
+
+#define MSA__MAX_LAYERS 1024
+
+typedef struct msa__layer_kind {
+    uint8_t sparse_attention; /* 1: MSA; 0: full causal attention */
+    uint8_t moe;              /* 1: mixture of experts; 0: dense MLP */
+} msa__layer_kind;
+
+typedef struct msa__config {
+    char architecture[64];
+    int32_t n_layers, hidden_size, vocab_size;
+    int32_t n_q_heads, n_kv_heads, head_dim;
+    int64_t max_positions;
+    float rms_norm_eps;
+    int32_t norm_one_plus; /* use_gemma_norm */
+    int32_t qk_norm;       /* per-head q/k norm */
+    double rope_theta;
+    int32_t rotary_dim;
+    msa_activation activation;
+    int32_t dense_width, expert_width, shared_width;
+    int32_t n_experts, n_experts_per_token, n_shared_experts; /* shared: 0 or 1 */
+    float routed_scaling;
+    int32_t router_bias; /* e_score_correction_bias is present */
+    int32_t tie_embeddings;
+    int32_t index_dim, block_size, topk_blocks, n_init_blocks, n_local_blocks;
+    int32_t mxfp8; /* quantization_config.quant_method */
+    int32_t n_ignored;
+    char **ignored_layers; /* modules quantisation leaves alone; owned */
+    int32_t image_token_id, video_token_id; /* -1: none */
+    int32_t bos_token_id, eos_token_id;     /* -1: none */
+    msa__layer_kind layers[MSA__MAX_LAYERS];
+} msa__config;
+
+/* Read dir/config.json in the released M3 layout or the flattened transformers-5 layout.
+ * Errors    MSA_EIO, MSA_EFORMAT (key, value, rule), MSA_EUNSUPPORTED (key, value), MSA_ENOMEM */
+msa_status msa__config_read(msa__config *config, const char *dir);
+void msa__config_free(msa__config *config);
+
+#endif

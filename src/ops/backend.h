@@ -1,0 +1,56 @@
+/* The table every backend fills: one entry per operator, called with checked, completed arguments.
+ *
+ * "Completed" means: bytes beyond the caller's struct_size are zero, every zero that stands for a
+ * default has been replaced (block_size, topk, n_local, scale, index_scale, fp8 scales), and shapes
+ * agree. A backend checks nothing again. *_workspace returns the bytes its run call needs for these
+ * arguments and ignores data pointers. Entries never allocate.
+ */
+#ifndef MSA_OPS_BACKEND_H
+#define MSA_OPS_BACKEND_H
+
+#include "base/threads.h"
+#include "msa/layer.h"
+
+typedef struct msa__backend {
+    const char *name;
+
+    /* Per-context state: choose the ISA path (isa == NULL: the best one). */
+    msa_status (*open)(msa_context *ctx, const char *isa);
+    const char *(*isa)(const msa_context *ctx);
+
+    size_t (*select_workspace)(const msa_context *ctx, const msa_select_args *args);
+    msa_status (*select)(msa_context *ctx, const msa_select_args *args, void *workspace);
+    msa_status (*block_topk)(msa_context *ctx, const msa_block_topk_args *args);
+
+    size_t (*attend_workspace)(const msa_context *ctx, const msa_attend_args *args);
+    msa_status (*attend)(msa_context *ctx, const msa_attend_args *args, void *workspace);
+    size_t (*dense_attend_workspace)(const msa_context *ctx, const msa_dense_attend_args *args);
+    msa_status (*dense_attend)(msa_context *ctx, const msa_dense_attend_args *args,
+                               void *workspace);
+    msa_status (*attend_merge)(msa_context *ctx, const msa_attend_merge_args *args);
+    msa_status (*kv_append)(msa_context *ctx, const msa_kv_append_args *args);
+
+    msa_status (*embed)(msa_context *ctx, const msa_embed_args *args);
+    msa_status (*rmsnorm)(msa_context *ctx, const msa_rmsnorm_args *args);
+    msa_status (*rope)(msa_context *ctx, const msa_rope_args *args);
+    size_t (*linear_workspace)(const msa_context *ctx, const msa_linear_args *args);
+    msa_status (*linear)(msa_context *ctx, const msa_linear_args *args, void *workspace);
+    msa_status (*swiglu)(msa_context *ctx, const msa_swiglu_args *args);
+    msa_status (*router)(msa_context *ctx, const msa_router_args *args);
+    size_t (*moe_workspace)(const msa_context *ctx, const msa_moe_args *args);
+    msa_status (*moe)(msa_context *ctx, const msa_moe_args *args, void *workspace);
+} msa__backend;
+
+extern const msa__backend msa__ref_backend;
+extern const msa__backend msa__cpu_backend;
+
+struct msa__cpu_kernels;
+
+struct msa_context {
+    msa_allocator allocator;
+    const msa__backend *backend;
+    msa__pool *pool;
+    const struct msa__cpu_kernels *cpu_kernels; /* set by the cpu backend's open */
+};
+
+#endif
