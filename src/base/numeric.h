@@ -94,24 +94,43 @@ static inline float e8m0_to_f32(uint8_t b)
     return b == 0 ? f32_from_bits(0x00400000u) : f32_from_bits((uint32_t)b << 23);
 }
 
-/* Element i of a floating-point array. */
+/* Element i of a floating-point array, at any address: tensors in a mapped file may be misaligned.
+ */
 static inline float load_f32(const void *data, msa_dtype dtype, int64_t i)
 {
+    const uint8_t *bytes = (const uint8_t *)data;
+    float x;
+    uint16_t h;
     switch (dtype) {
-    case 0: return ((const float *)data)[i];
-    case 1: return bf16_to_f32(((const uint16_t *)data)[i]);
-    case 2: return f16_to_f32(((const uint16_t *)data)[i]);
-    default: return fp8_to_f32(((const uint8_t *)data)[i]);
+    case 0:
+        memcpy(&x, bytes + i * 4, 4);
+        return x;
+    case 1:
+        memcpy(&h, bytes + i * 2, 2);
+        return bf16_to_f32(h);
+    case 2:
+        memcpy(&h, bytes + i * 2, 2);
+        return f16_to_f32(h);
+    default:
+        return fp8_to_f32(bytes[i]);
     }
 }
 
 static inline void store_f32(void *data, msa_dtype dtype, int64_t i, float x)
 {
     switch (dtype) {
-    case 0: ((float *)data)[i] = x; break;
-    case 1: ((uint16_t *)data)[i] = f32_to_bf16(x); break;
-    case 2: ((uint16_t *)data)[i] = f32_to_f16(x); break;
-    default: ((uint8_t *)data)[i] = f32_to_fp8(x); break;
+    case 0:
+        ((float *)data)[i] = x;
+        break;
+    case 1:
+        ((uint16_t *)data)[i] = f32_to_bf16(x);
+        break;
+    case 2:
+        ((uint16_t *)data)[i] = f32_to_f16(x);
+        break;
+    default:
+        ((uint8_t *)data)[i] = f32_to_fp8(x);
+        break;
     }
 }
 
