@@ -1,0 +1,133 @@
+/* msa doctor: what this machine offers, what was built in, and whether it works. */
+#include "command.h"
+#include "machine.h"
+#include "output.h"
+#include "progress.h"
+
+#include "msa/context.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+static void line(const char *label, const char *text)
+{
+    cli_print("  %-18s %s\n", label, text);
+}
+
+static void print_memory(const cli_machine *machine)
+{
+    char text[128], a[32], b[32];
+    struct rlimit locked;
+    cli_print("\nMemory\n");
+    if (machine->memory_total > 0) {
+        snprintf(text, sizeof(text), "%s, %s available",
+                 cli_bytes((double)machine->memory_total, a),
+                 cli_bytes((double)machine->memory_available, b));
+        line("total", text);
+    } else {
+        line("total", "unknown (/proc/meminfo is not readable)");
+    }
+    line("limit", machine->memory_limit > 0 ? cli_bytes((double)machine->memory_limit, a) : "none");
+    line("page size", cli_bytes((double)sysconf(_SC_PAGESIZE), a));
+    if (getrlimit(RLIMIT_MEMLOCK, &locked) == 0) {
+        line("lockable",
+             locked.rlim_cur == RLIM_INFINITY ? "no limit" : cli_bytes((double)locked.rlim_cur, a));
+    }
+}
+
+/* 1 when a program of this name lies on PATH. */
+static int on_path(const char *program)
+{
+    const char *path = getenv("PATH");
+    char file[4096];
+    while (path && *path) {
+        size_t length = strcspn(path, ":");
+        if (snprintf(file, sizeof(file), "%.*s/%s", (int)length, path, program) <
+                (int)sizeof(file) &&
+            access(file, X_OK) == 0) {
+            return 1;
+        }
+        path += length + (path[length] == ':');
+    }
+    return 0;
+}
+
+static void print_parts(void)
+{
+#ifdef MSA_HAVE_LIBEDIT
+    line("line editing", "libedit");
+#else
+    line("line editing", "none: plain input in msa chat (libedit-dev was not there at build time)");
+#endif
+    line("plots", on_path("gnuplot") ? "gnuplot" : "none: msa bench writes CSV only (gnuplot-nox)");
+}
+
+static void print_environment(void)
+{
+    static const char *const names[] = {"MSA_BACKEND", "MSA_CPU_ISA", "MSA_THREADS"};
+    cli_print("\nEnvironment\n");
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        const char *value = getenv(names[i]);
+        line(names[i], value && *value ? value : "not set");
+    }
+}
+
+static void print_isa_paths(void)
+{
+    char text[256];
+    size_t used = 0;
+    int32_t usable;
+    const char *name;
+    text[0] = '\0';
+    for (int32_t i = 0; (name = msa_cpu_isa_name(i, &usable)) && used < sizeof(text); i++) {
+        used += (size_t)snprintf(text + used, sizeof(text) - used, "%s%s%s", used ? ", " : "", name,
+                                 usable ? "" : " (not on this machine)");
+    }
+    line("paths built in", used ? text : "none");
+}
+
+static int run_doctor(const void *values)
+{
+    cli_machine machine;
+    char text[160];
+    int status = CLI_OK;
+    (void)values;
+    cli_read_machine(&machine);
+    cli_print("msa %s\n\nProcessor\n", MSA_VERSION_TEXT);
+    line("model", machine.cpu_model);
+    snprintf(text, sizeof(text), "%d usable of %d", (int)machine.cpus_usable,
+             (int)machine.cpus_online);
+    line("CPUs", text);
+    line("features", machine.cpu_features[0] ? machine.cpu_features : "none of those used here");
+    print_isa_paths();
+
+    msa_context_args args;
+    msa_context_args_init(&args);
+    msa_context *ctx = NULL;
+    msa_status created = msa_context_create(&ctx, &args);
+    if (created == MSA_OK) {
+        snprintf(text, sizeof(text), "%s, %d thread%s", msa_context_isa(ctx),
+                 (int)msa_context_threads(ctx), msa_context_threads(ctx) == 1 ? "" : "s");
+        line("in use", text);
+        line("backend", msa_context_backend(ctx));
+    }
+    print_memory(&machine);
+    cli_print("\nOptional parts\n");
+    print_parts();
+    print_environment();
+    if (created != MSA_OK) {
+        cli_flush();
+        status = cli_complain_library(created);
+    }
+    msa_context_destroy(ctx);
+    return status;
+}
+
+const cli_command cli_cmd_doctor = {
+    .name = "doctor",
+    .summary = "Report processor, memory, optional parts and environment.",
+    .details = "Fails when no working set-up can be made from the environment variables.",
+    .run = run_doctor,
+};
