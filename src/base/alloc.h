@@ -2,9 +2,10 @@
 #ifndef MSA_BASE_ALLOC_H
 #define MSA_BASE_ALLOC_H
 
+#include "base/shared.h"
 #include "msa/context.h"
 
 /* The C library's aligned allocation. */
-extern const msa_allocator msa__default_allocator;
+MSA__SHARED extern const msa_allocator msa__default_allocator;
 
 #endif

@@ -5,10 +5,11 @@
 #ifndef MSA_BASE_ERROR_H
 #define MSA_BASE_ERROR_H
 
+#include "base/shared.h"
 #include "msa/status.h"
 
 /* Record the message of this thread. */
-void msa__set_error(const char *format, ...) __attribute__((format(printf, 1, 2)));
+MSA__SHARED void msa__set_error(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /* Pass a failure on unchanged. */
 #define MSA_TRY(expr)                                                                              \
