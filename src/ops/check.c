@@ -1,8 +1,17 @@
 /* See check.h. */
 #include "ops/check.h"
 
+#include "ops/args.h"
+
 #include <math.h>
 #include <stdio.h>
+
+msa_status msa__check_call(const msa__check *at, const msa_context *ctx, void *ours,
+                           size_t our_size, const void *args)
+{
+    if (!ctx) return MSA_FAIL(MSA_EINVAL, "%s: ctx = NULL, must be a pointer", at->op);
+    return msa__args_copy(at->op, ours, our_size, args);
+}
 
 static int dtype_allowed(msa_dtype dtype, uint32_t dtypes)
 {

@@ -36,6 +36,10 @@ typedef struct msa__check {
 #define MSA__DTYPES_U8     0x10u
 #define MSA__DTYPES_I32    0x20u
 
+/* Start of every operator: the context is there, and *ours holds the caller's arguments. */
+msa_status msa__check_call(const msa__check *at, const msa_context *ctx, void *ours,
+                           size_t our_size, const void *args);
+
 /* An optional tensor that the caller left out: no data, and while planning no shape either. */
 static inline int msa__is_absent(const msa__check *at, const msa_tensor *t)
 {

@@ -1,9 +1,5 @@
 /* The table of the reference backend: every operator in plain scalar C. */
-#include "ops/backend.h"
-
-#include "base/error.h"
-
-#include <stddef.h>
+#include "backend/ref/ref_backend.h"
 
 static msa_status open_ref(msa_context *ctx, const char *isa)
 {
@@ -22,4 +18,13 @@ const msa__backend msa__ref_backend = {
     .name = "ref",
     .open = open_ref,
     .isa = ref_isa,
+    .select_workspace = msa__ref_select_workspace,
+    .select = msa__ref_select,
+    .block_topk = msa__ref_block_topk,
+    .attend_workspace = msa__ref_attend_workspace,
+    .attend = msa__ref_attend,
+    .dense_attend_workspace = msa__ref_dense_attend_workspace,
+    .dense_attend = msa__ref_dense_attend,
+    .attend_merge = msa__ref_attend_merge,
+    .kv_append = msa__ref_kv_append,
 };

@@ -1,0 +1,18 @@
+/* The entries of the reference table, one file each. */
+#ifndef MSA_REF_BACKEND_H
+#define MSA_REF_BACKEND_H
+
+#include "ops/backend.h"
+
+size_t msa__ref_select_workspace(const msa_context *ctx, const msa_select_args *args);
+msa_status msa__ref_select(msa_context *ctx, const msa_select_args *args, void *workspace);
+msa_status msa__ref_block_topk(msa_context *ctx, const msa_block_topk_args *args);
+size_t msa__ref_attend_workspace(const msa_context *ctx, const msa_attend_args *args);
+msa_status msa__ref_attend(msa_context *ctx, const msa_attend_args *args, void *workspace);
+size_t msa__ref_dense_attend_workspace(const msa_context *ctx, const msa_dense_attend_args *args);
+msa_status msa__ref_dense_attend(msa_context *ctx, const msa_dense_attend_args *args,
+                                 void *workspace);
+msa_status msa__ref_attend_merge(msa_context *ctx, const msa_attend_merge_args *args);
+msa_status msa__ref_kv_append(msa_context *ctx, const msa_kv_append_args *args);
+
+#endif

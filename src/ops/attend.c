@@ -1,0 +1,93 @@
+/* msa_attend: softmax attention over the selected blocks, (M10)-(M11). */
+#include "ops/backend.h"
+#include "ops/check_attention.h"
+#include "ops/kv_tile.h"
+
+#include <math.h>
+
+/* One row: unique ids, ascending, at most the local block, then -1 to the end. */
+static msa_status check_row(const msa__check *at, const int32_t *row, int64_t n_kept, int64_t token,
+                            int64_t group, int64_t local_block)
+{
+    int64_t previous = -1;
+    for (int64_t k = 0; k < n_kept; k++) {
+        int64_t low = previous == -2 ? -1 : previous + 1; /* -2: the row has ended */
+        int64_t high = previous == -2 ? -1 : local_block;
+        if (row[k] == -1) {
+            previous = -2;
+        } else if (row[k] >= low && row[k] <= high) {
+            previous = row[k];
+        } else {
+            return MSA_FAIL(
+                MSA_EINVAL,
+                "%s: blocks[%lld][%lld][%lld] = %d, must ascend within 0..%lld and end in -1",
+                at->op, (long long)token, (long long)group, (long long)k, row[k],
+                (long long)local_block);
+        }
+    }
+    return MSA_OK;
+}
+
+static msa_status check_rows(const msa__check *at, const msa_attend_args *args)
+{
+    const msa_tensor *blocks = &args->blocks;
+    const int32_t *cu = args->cu_seqlens_q;
+    for (int32_t s = 0; s < args->kv.n_seqs; s++) {
+        int64_t first_position = msa__kv_length(&args->kv, s) - (cu[s + 1] - cu[s]); /* (M2) */
+        for (int64_t i = cu[s]; i < cu[s + 1]; i++) {
+            int64_t local_block = (first_position + i - cu[s]) / args->block_size; /* (M3) */
+            for (int64_t r = 0; r < blocks->shape[1]; r++) {
+                const int32_t *row =
+                    (const int32_t *)blocks->data + i * blocks->stride[0] + r * blocks->stride[1];
+                MSA_TRY(check_row(at, row, blocks->shape[2], i, r, local_block));
+            }
+        }
+    }
+    return MSA_OK;
+}
+
+static msa_status check_args(const msa__check *at, msa_attend_args *args)
+{
+    const msa_tensor *q = &args->q, *blocks = &args->blocks;
+    if (args->block_size == 0) args->block_size = 128;
+    MSA_TRY(msa__check_tensor(at, "q", q, 3, MSA__DTYPES_FLOAT));
+    MSA_TRY(msa__check_head_dim(at, "q.shape[2]", q->shape[2]));
+    MSA_TRY(msa__check_tensor(at, "blocks", blocks, 3, MSA__DTYPES_I32));
+    MSA_TRY(msa__check_dim(at, "blocks", blocks, 0, q->shape[0], "q's T"));
+    MSA_TRY(msa__check_range(at, "blocks.shape[2]", blocks->shape[2], 1, 64));
+    MSA_TRY(msa__check_groups(at, "q", q->shape[1], blocks->shape[1]));
+    MSA_TRY(msa__check_block_size(at, args->block_size));
+    if (args->scale == 0) args->scale = (float)(1.0 / sqrt((double)q->shape[2]));
+    MSA_TRY(msa__check_scale(at, "scale", args->scale));
+    msa__kv_shape shape = {.n_tokens = q->shape[0],
+                           .n_kv_heads = blocks->shape[1],
+                           .head_dim = q->shape[2],
+                           .block_size = args->block_size};
+    MSA_TRY(msa__check_kv(at, &args->kv, args->cu_seqlens_q, &shape));
+    MSA_TRY(msa__check_attend_outputs(at, q, &args->out, &args->lse));
+    return at->running ? check_rows(at, args) : MSA_OK;
+}
+
+msa_status msa_attend_plan(msa_context *ctx, const msa_attend_args *caller_args, msa_plan *plan)
+{
+    const msa__check at = {"attend", 0};
+    msa_attend_args args;
+    MSA_TRY(msa__check_call(&at, ctx, &args, sizeof(args), caller_args));
+    MSA_TRY(msa__check_plan(&at, plan));
+    MSA_TRY(check_args(&at, &args));
+    msa__fill_plan(plan, MSA__OP_ATTEND, ctx->backend->attend_workspace(ctx, &args));
+    return MSA_OK;
+}
+
+msa_status msa_attend(msa_context *ctx, const msa_plan *plan, const msa_attend_args *caller_args,
+                      void *workspace, size_t workspace_bytes)
+{
+    const msa__check at = {"attend", 1};
+    msa_attend_args args;
+    MSA_TRY(msa__check_call(&at, ctx, &args, sizeof(args), caller_args));
+    MSA_TRY(check_args(&at, &args));
+    size_t needed_bytes = ctx->backend->attend_workspace(ctx, &args);
+    MSA_TRY(
+        msa__check_workspace(&at, plan, MSA__OP_ATTEND, needed_bytes, workspace, workspace_bytes));
+    return ctx->backend->attend(ctx, &args, workspace);
+}

@@ -1,0 +1,163 @@
+/* See check_attention.h. */
+#include "ops/check_attention.h"
+
+#include "base/overflow.h"
+#include "ops/kv_tile.h"
+
+/* An fp8 lane has a scale (0 means 1); the others have none, so that none is silently ignored. */
+static msa_status complete_scale(const msa__check *at, const char *name, msa_dtype dtype,
+                                 float *scale)
+{
+    if (*scale == 0) *scale = 1;
+    if (dtype == MSA_DTYPE_F8_E4M3) return msa__check_scale(at, name, *scale);
+    if (*scale == 1) return MSA_OK;
+    return MSA_FAIL(MSA_EINVAL, "%s: %s = %g, must be 0 or 1 for a lane of %s", at->op, name,
+                    (double)*scale, msa_dtype_name(dtype));
+}
+
+/* Paged [pages, (Hkv,) P, dim], packed [rows, (Hkv,) dim]; n_heads 0: a lane without heads. */
+static msa_status check_lane(const msa__check *at, const msa_kv_view *kv, const char *name,
+                             const msa_tensor *lane, int64_t n_heads, int64_t dim,
+                             int32_t block_size)
+{
+    int32_t n_dims = 2 + (n_heads > 0) + (kv->page_table != NULL);
+    MSA_TRY(msa__check_tensor(at, name, lane, n_dims, MSA__DTYPES_CACHE));
+    if (n_heads > 0) MSA_TRY(msa__check_dim(at, name, lane, 1, n_heads, "Hkv"));
+    if (kv->page_table)
+        MSA_TRY(msa__check_dim(at, name, lane, n_dims - 2, block_size, "block_size"));
+    return msa__check_dim(at, name, lane, n_dims - 1, dim, n_heads > 0 ? "D" : "Di");
+}
+
+static msa_status check_page_table(const msa__check *at, const msa_kv_view *kv, int64_t n_pages,
+                                   int32_t block_size)
+{
+    for (int32_t s = 0; s < kv->n_seqs; s++) {
+        int64_t n_blocks = msa__ceil_div(kv->kv_lens[s], block_size);
+        const int32_t *pages = kv->page_table + s * kv->page_table_stride;
+        if (n_blocks > kv->page_table_stride) {
+            return MSA_FAIL(MSA_EINVAL, "%s: kv.kv_lens[%d] = %d, must fit %lld pages of %d tokens",
+                            at->op, s, kv->kv_lens[s], (long long)kv->page_table_stride,
+                            block_size);
+        }
+        for (int64_t b = 0; b < n_blocks; b++) {
+            if (pages[b] >= 0 && pages[b] < n_pages) continue;
+            return MSA_FAIL(MSA_EINVAL, "%s: kv.page_table[%d][%lld] = %d, must be 0..%lld", at->op,
+                            s, (long long)b, pages[b], (long long)n_pages - 1);
+        }
+    }
+    return MSA_OK;
+}
+
+/* Lengths: not negative, within the packed rows, and T <= S. */
+static msa_status check_lengths(const msa__check *at, const msa_kv_view *kv,
+                                const int32_t *cu_seqlens_q)
+{
+    for (int32_t s = 0; s < kv->n_seqs; s++) {
+        int64_t n_keys = msa__kv_length(kv, s);
+        int64_t n_tokens = (int64_t)cu_seqlens_q[s + 1] - cu_seqlens_q[s];
+        if (n_keys < 0) {
+            return MSA_FAIL(MSA_EINVAL, "%s: kv.kv_lens[%d] = %lld, must not be negative", at->op,
+                            s, (long long)n_keys);
+        }
+        if (kv->cu_seqlens_k) {
+            int64_t n_rows = (int64_t)kv->cu_seqlens_k[s + 1] - kv->cu_seqlens_k[s];
+            if (n_keys > n_rows) {
+                return MSA_FAIL(MSA_EINVAL,
+                                "%s: kv.kv_lens[%d] = %lld, must be at most its %lld rows", at->op,
+                                s, (long long)n_keys, (long long)n_rows);
+            }
+        }
+        if (n_tokens > n_keys) {
+            return MSA_FAIL(MSA_EINVAL,
+                            "%s: sequence %d has T = %lld, must be at most its S = %lld", at->op, s,
+                            (long long)n_tokens, (long long)n_keys);
+        }
+    }
+    return MSA_OK;
+}
+
+static msa_status check_lanes(const msa__check *at, msa_kv_view *kv, const msa__kv_shape *shape)
+{
+    if (shape->head_dim > 0) {
+        MSA_TRY(check_lane(at, kv, "kv.k", &kv->k, shape->n_kv_heads, shape->head_dim,
+                           shape->block_size));
+        MSA_TRY(check_lane(at, kv, "kv.v", &kv->v, shape->n_kv_heads, shape->head_dim,
+                           shape->block_size));
+        MSA_TRY(msa__check_dim(at, "kv.v", &kv->v, 0, kv->k.shape[0], "kv.k.shape[0]"));
+        MSA_TRY(complete_scale(at, "kv.k_scale", kv->k.dtype, &kv->k_scale));
+        MSA_TRY(complete_scale(at, "kv.v_scale", kv->v.dtype, &kv->v_scale));
+    }
+    if (shape->index_dim > 0) {
+        MSA_TRY(
+            check_lane(at, kv, "kv.k_index", &kv->k_index, 0, shape->index_dim, shape->block_size));
+        MSA_TRY(complete_scale(at, "kv.k_index_scale", kv->k_index.dtype, &kv->k_index_scale));
+    }
+    if (shape->head_dim > 0 && shape->index_dim > 0) {
+        MSA_TRY(msa__check_dim(at, "kv.k_index", &kv->k_index, 0, kv->k.shape[0], "kv.k.shape[0]"));
+    }
+    return MSA_OK;
+}
+
+msa_status msa__check_kv(const msa__check *at, msa_kv_view *kv, const int32_t *cu_seqlens_q,
+                         const msa__kv_shape *shape)
+{
+    if (!kv->page_table == !kv->cu_seqlens_k) {
+        return MSA_FAIL(MSA_EINVAL,
+                        "%s: kv.page_table and kv.cu_seqlens_k are %s, must be one of them", at->op,
+                        kv->page_table ? "both set" : "both NULL");
+    }
+    MSA_TRY(msa__check_range(at, "kv.n_seqs", kv->n_seqs, 0, INT32_MAX - 1));
+    MSA_TRY(check_lanes(at, kv, shape));
+    if (kv->page_table) {
+        MSA_TRY(msa__check_range(at, "kv.page_table_stride", kv->page_table_stride, 0, INT32_MAX));
+    }
+    if (!at->running) return MSA_OK;
+
+    int64_t n_units =
+        shape->head_dim > 0 ? kv->k.shape[0] : kv->k_index.shape[0]; /* pages or rows */
+    MSA_TRY(msa__check_offsets(at, "cu_seqlens_q", cu_seqlens_q, kv->n_seqs, shape->n_tokens, 1));
+    if (kv->cu_seqlens_k) {
+        MSA_TRY(
+            msa__check_offsets(at, "kv.cu_seqlens_k", kv->cu_seqlens_k, kv->n_seqs, n_units, 0));
+        if (!kv->kv_lens) return check_lengths(at, kv, cu_seqlens_q);
+    }
+    MSA_TRY(msa__check_array(at, "kv.kv_lens", kv->kv_lens, sizeof(*kv->kv_lens)));
+    MSA_TRY(check_lengths(at, kv, cu_seqlens_q));
+    if (!kv->page_table) return MSA_OK;
+    MSA_TRY(msa__check_array(at, "kv.page_table", kv->page_table, sizeof(*kv->page_table)));
+    return check_page_table(at, kv, n_units, shape->block_size);
+}
+
+msa_status msa__check_groups(const msa__check *at, const char *q_name, int64_t n_q_heads,
+                             int64_t n_kv_heads)
+{
+    if (n_kv_heads >= 1 && n_q_heads >= n_kv_heads && n_q_heads % n_kv_heads == 0 &&
+        n_q_heads / n_kv_heads <= 32) {
+        return MSA_OK;
+    }
+    return MSA_FAIL(MSA_EINVAL, "%s: %s.shape[1] = %lld, must be 1..32 times Hkv = %lld", at->op,
+                    q_name, (long long)n_q_heads, (long long)n_kv_heads);
+}
+
+msa_status msa__check_attend_outputs(const msa__check *at, const msa_tensor *q,
+                                     const msa_tensor *out, const msa_tensor *lse)
+{
+    MSA_TRY(msa__check_output(at, "out", out, 3, 1u << q->dtype));
+    MSA_TRY(msa__check_dim(at, "out", out, 0, q->shape[0], "q's T"));
+    MSA_TRY(msa__check_dim(at, "out", out, 1, q->shape[1], "q's Hq"));
+    MSA_TRY(msa__check_dim(at, "out", out, 2, q->shape[2], "q's D"));
+    if (msa__is_absent(at, lse)) return MSA_OK;
+    MSA_TRY(msa__check_output(at, "lse", lse, 2, MSA__DTYPES_F32));
+    MSA_TRY(msa__check_dim(at, "lse", lse, 0, q->shape[0], "q's T"));
+    return msa__check_dim(at, "lse", lse, 1, q->shape[1], "q's Hq");
+}
+
+int64_t msa__kv_max_blocks(const msa_kv_view *kv, int32_t block_size)
+{
+    int64_t n_blocks = 0;
+    for (int32_t s = 0; s < kv->n_seqs; s++) {
+        int64_t n = msa__ceil_div(msa__kv_length(kv, s), block_size);
+        if (n > n_blocks) n_blocks = n;
+    }
+    return n_blocks;
+}

@@ -1,0 +1,32 @@
+/* Checks the attention operators share: the batch's keys and values, head groups, outputs. */
+#ifndef MSA_OPS_CHECK_ATTENTION_H
+#define MSA_OPS_CHECK_ATTENTION_H
+
+#include "ops/check.h"
+
+/* What the operator's other arguments say about the view. */
+typedef struct msa__kv_shape {
+    int64_t n_tokens;   /* T, rows that cu_seqlens_q divides */
+    int64_t n_kv_heads; /* Hkv */
+    int64_t head_dim;   /* D of k and v; 0: the operator uses neither */
+    int64_t index_dim;  /* Di of k_index; 0: the operator does not use it */
+    int32_t block_size; /* Bk */
+} msa__kv_shape;
+
+/* Complete the view's scales and check its lanes, its sequences and cu_seqlens_q: every block that
+ * a token may see lies inside the pool or the packed rows, and T <= S for every sequence. */
+msa_status msa__check_kv(const msa__check *at, msa_kv_view *kv, const int32_t *cu_seqlens_q,
+                         const msa__kv_shape *shape);
+
+/* G = Hq / Hkv is whole and in 1..32. */
+msa_status msa__check_groups(const msa__check *at, const char *q_name, int64_t n_q_heads,
+                             int64_t n_kv_heads);
+
+/* out [T, Hq, D] in q's dtype; lse, optional, [T, Hq] f32. */
+msa_status msa__check_attend_outputs(const msa__check *at, const msa_tensor *q,
+                                     const msa_tensor *out, const msa_tensor *lse);
+
+/* N of the longest sequence. */
+int64_t msa__kv_max_blocks(const msa_kv_view *kv, int32_t block_size);
+
+#endif

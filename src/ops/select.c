@@ -1,0 +1,83 @@
+/* msa_select: which blocks each token and group attends to, (M5)-(M10). */
+#include "ops/backend.h"
+#include "ops/check_attention.h"
+
+#include <math.h>
+
+static msa_status check_options(const msa__check *at, msa_select_args *args)
+{
+    if (args->block_size == 0) args->block_size = 128;
+    if (args->topk == 0) args->topk = 16;
+    if (args->n_local == 0) args->n_local = 1;
+    MSA_TRY(msa__check_block_size(at, args->block_size));
+    MSA_TRY(msa__check_range(at, "topk", args->topk, 1, 64));
+    MSA_TRY(msa__check_range(at, "n_init", args->n_init, 0, args->topk - 1));
+    MSA_TRY(msa__check_range(at, "n_local", args->n_local, 1, args->topk - args->n_init));
+    if (args->index_scale == 0) {
+        args->index_scale = (float)(1.0 / sqrt((double)args->q_index.shape[2]));
+    }
+    return msa__check_scale(at, "index_scale", args->index_scale);
+}
+
+static msa_status check_outputs(const msa__check *at, const msa_select_args *args)
+{
+    int64_t n_tokens = args->q_index.shape[0], n_kv_heads = args->q_index.shape[1];
+    MSA_TRY(msa__check_output(at, "blocks", &args->blocks, 3, MSA__DTYPES_I32));
+    MSA_TRY(msa__check_dim(at, "blocks", &args->blocks, 0, n_tokens, "q_index's T"));
+    MSA_TRY(msa__check_dim(at, "blocks", &args->blocks, 1, n_kv_heads, "q_index's Hkv"));
+    MSA_TRY(msa__check_dim(at, "blocks", &args->blocks, 2, args->topk, "topk"));
+    const msa_tensor *scores = &args->block_scores;
+    if (!msa__is_absent(at, scores)) {
+        MSA_TRY(msa__check_output(at, "block_scores", scores, 3, MSA__DTYPES_F32));
+        MSA_TRY(msa__check_dim(at, "block_scores", scores, 0, n_tokens, "q_index's T"));
+        MSA_TRY(msa__check_dim(at, "block_scores", scores, 1, n_kv_heads, "q_index's Hkv"));
+        int64_t n_blocks = at->running ? msa__kv_max_blocks(&args->kv, args->block_size) : 0;
+        MSA_TRY(
+            msa__check_range(at, "block_scores.shape[2]", scores->shape[2], n_blocks, INT32_MAX));
+    }
+    if (!msa__is_absent(at, &args->index_lse)) {
+        MSA_TRY(msa__check_output(at, "index_lse", &args->index_lse, 2, MSA__DTYPES_F32));
+        MSA_TRY(msa__check_dim(at, "index_lse", &args->index_lse, 0, n_tokens, "q_index's T"));
+        MSA_TRY(msa__check_dim(at, "index_lse", &args->index_lse, 1, n_kv_heads, "q_index's Hkv"));
+    }
+    return MSA_OK;
+}
+
+static msa_status check_args(const msa__check *at, msa_select_args *args)
+{
+    const msa_tensor *q = &args->q_index;
+    MSA_TRY(msa__check_tensor(at, "q_index", q, 3, MSA__DTYPES_FLOAT));
+    MSA_TRY(msa__check_range(at, "q_index.shape[1]", q->shape[1], 1, INT32_MAX));
+    MSA_TRY(msa__check_head_dim(at, "q_index.shape[2]", q->shape[2]));
+    MSA_TRY(check_options(at, args));
+    msa__kv_shape shape = {.n_tokens = q->shape[0],
+                           .n_kv_heads = q->shape[1],
+                           .index_dim = q->shape[2],
+                           .block_size = args->block_size};
+    MSA_TRY(msa__check_kv(at, &args->kv, args->cu_seqlens_q, &shape));
+    return check_outputs(at, args);
+}
+
+msa_status msa_select_plan(msa_context *ctx, const msa_select_args *caller_args, msa_plan *plan)
+{
+    const msa__check at = {"select", 0};
+    msa_select_args args;
+    MSA_TRY(msa__check_call(&at, ctx, &args, sizeof(args), caller_args));
+    MSA_TRY(msa__check_plan(&at, plan));
+    MSA_TRY(check_args(&at, &args));
+    msa__fill_plan(plan, MSA__OP_SELECT, ctx->backend->select_workspace(ctx, &args));
+    return MSA_OK;
+}
+
+msa_status msa_select(msa_context *ctx, const msa_plan *plan, const msa_select_args *caller_args,
+                      void *workspace, size_t workspace_bytes)
+{
+    const msa__check at = {"select", 1};
+    msa_select_args args;
+    MSA_TRY(msa__check_call(&at, ctx, &args, sizeof(args), caller_args));
+    MSA_TRY(check_args(&at, &args));
+    size_t needed_bytes = ctx->backend->select_workspace(ctx, &args);
+    MSA_TRY(
+        msa__check_workspace(&at, plan, MSA__OP_SELECT, needed_bytes, workspace, workspace_bytes));
+    return ctx->backend->select(ctx, &args, workspace);
+}
