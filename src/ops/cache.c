@@ -249,9 +249,9 @@ msa_status msa_cache_extend(msa_cache *cache, int32_t seq, int64_t n_tokens)
     int32_t n_used = s->length % cache->args.block_size; /* tokens in the partial last page */
     int copies = n_used > 0 && pool->n_refs[s->pages[n_held - 1]] > 1;
     int32_t n_taken = n_needed - n_held + copies;
-    if (n_taken > pool->n_free) {
+    if (n_taken > msa__pages_free(pool)) {
         return MSA_FAIL(MSA_EBUSY, "%s: n_tokens = %lld, needs %d pages of %d free ones", at.op,
-                        (long long)n_tokens, n_taken, pool->n_free);
+                        (long long)n_tokens, n_taken, msa__pages_free(pool));
     }
     if (copies) { /* a shared page is read-only */
         int32_t shared = s->pages[n_held - 1], own = msa__page_take(pool);
@@ -288,7 +288,7 @@ int64_t msa_cache_length(const msa_cache *cache, int32_t seq)
 
 int64_t msa_cache_free_tokens(const msa_cache *cache)
 {
-    return (int64_t)cache->pool.n_free * cache->args.block_size;
+    return (int64_t)msa__pages_free(&cache->pool) * cache->args.block_size;
 }
 
 int64_t msa_cache_bytes_per_token(const msa_cache *cache)

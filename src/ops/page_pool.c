@@ -35,15 +35,11 @@ msa_status msa__page_pool_init(msa__page_pool *pool, const msa_allocator *alloca
     pool->max_lanes = max_lanes;
     MSA_TRY(allocate(allocator, n_pages, sizeof(int32_t), "reference counts", &memory));
     pool->n_refs = memory;
-    MSA_TRY(allocate(allocator, n_pages, sizeof(int32_t), "free page ids", &memory));
-    pool->free_pages = memory;
+    MSA_TRY(allocate(allocator, n_pages, sizeof(int32_t), "returned page ids", &memory));
+    pool->returned = memory;
     MSA_TRY(allocate(allocator, max_lanes, sizeof(msa__lane), "lanes", &memory));
     pool->lanes = memory;
-    for (int32_t i = 0; i < n_pages; i++) {
-        pool->n_refs[i] = 0;
-        pool->free_pages[i] = n_pages - 1 - i;
-    }
-    pool->n_free = n_pages;
+    pool->n_fresh = n_pages;
     return MSA_OK;
 }
 
@@ -74,14 +70,15 @@ void msa__page_pool_free(msa__page_pool *pool)
         release(allocator, pool->lanes[i].data, n_pages * page_bytes(pool, &pool->lanes[i]));
     }
     release(allocator, pool->lanes, (size_t)pool->max_lanes * sizeof(msa__lane));
-    release(allocator, pool->free_pages, n_pages * sizeof(int32_t));
+    release(allocator, pool->returned, n_pages * sizeof(int32_t));
     release(allocator, pool->n_refs, n_pages * sizeof(int32_t));
     memset(pool, 0, sizeof(*pool));
 }
 
 int32_t msa__page_take(msa__page_pool *pool)
 {
-    int32_t page = pool->free_pages[--pool->n_free];
+    int32_t page =
+        pool->n_returned > 0 ? pool->returned[--pool->n_returned] : pool->n_pages - pool->n_fresh--;
     pool->n_refs[page] = 1;
     return page;
 }
@@ -93,7 +90,7 @@ void msa__page_share(msa__page_pool *pool, int32_t page)
 
 void msa__page_release(msa__page_pool *pool, int32_t page)
 {
-    if (--pool->n_refs[page] == 0) pool->free_pages[pool->n_free++] = page;
+    if (--pool->n_refs[page] == 0) pool->returned[pool->n_returned++] = page;
 }
 
 void msa__page_copy(msa__page_pool *pool, int32_t to, int32_t from, int32_t n_tokens)

@@ -22,11 +22,12 @@ typedef struct msa__page_pool {
     msa_allocator allocator;
     int32_t page_size; /* P tokens */
     int32_t n_pages;
-    int32_t n_free;
+    int32_t n_returned; /* pages on the stack */
+    int32_t n_fresh;    /* pages never taken: n_pages - n_fresh .. n_pages - 1 */
     int32_t n_lanes, max_lanes;
-    int32_t *n_refs;     /* [n_pages] sequences that hold the page */
-    int32_t *free_pages; /* [n_pages] a stack; the lowest ids are taken first in a fresh pool */
-    msa__lane *lanes;    /* [max_lanes] */
+    int32_t *n_refs;   /* [n_pages] sequences that hold the page, set when it is taken */
+    int32_t *returned; /* [n_pages] a stack of released page ids, taken before fresh ones */
+    msa__lane *lanes;  /* [max_lanes] */
 } msa__page_pool;
 
 /* A pool without lanes, then one lane at a time; *lane is its index. Memory is reserved here and
@@ -37,6 +38,11 @@ msa_status msa__page_pool_init(msa__page_pool *pool, const msa_allocator *alloca
 msa_status msa__page_pool_add_lane(msa__page_pool *pool, int32_t n_heads, int32_t dim,
                                    msa_dtype dtype, int32_t *lane);
 void msa__page_pool_free(msa__page_pool *pool);
+
+static inline int32_t msa__pages_free(const msa__page_pool *pool)
+{
+    return pool->n_returned + pool->n_fresh;
+}
 
 /* A page with one reference; the caller has made sure that one is free. */
 int32_t msa__page_take(msa__page_pool *pool);
