@@ -15,14 +15,14 @@ typedef struct msa_tokenizer msa_tokenizer;
 /* Read tokenizer.json (byte-level BPE) and tokenizer_config.json of a folder.
  *
  * Ownership *out is owned: msa_tokenizer_close; immutable afterwards, any thread may use it
- * Errors    MSA_EIO missing file; MSA_EFORMAT file, key, value and rule; MSA_EUNSUPPORTED a tokenizer
- *           feature that is not implemented, by name; MSA_ENOMEM
+ * Errors    MSA_EIO missing file; MSA_EFORMAT file, key, value and rule; MSA_EUNSUPPORTED a
+ * tokenizer feature that is not implemented, by name; MSA_ENOMEM
  */
 MSA_API MSA_CHECK_RESULT msa_status msa_tokenizer_open(msa_tokenizer **out, const char *dir);
 MSA_API void msa_tokenizer_close(msa_tokenizer *tokenizer);
 
-/* Ids of a UTF-8 text (bytes may contain NUL); added tokens in the text become their ids, nothing is
- * added at the ends. Invalid UTF-8 gives MSA_EFORMAT with the byte offset.
+/* Ids of a UTF-8 text (bytes may contain NUL); added tokens in the text become their ids, nothing
+ * is added at the ends. Invalid UTF-8 gives MSA_EFORMAT with the byte offset.
  *
  * Ownership *ids is owned: msa_free
  */
@@ -37,7 +37,8 @@ MSA_API MSA_CHECK_RESULT msa_status msa_tokenizer_decode(const msa_tokenizer *to
                                                          char **text, size_t *text_bytes);
 
 MSA_API int32_t msa_tokenizer_size(const msa_tokenizer *tokenizer); /* largest id + 1 */
-MSA_API int32_t msa_tokenizer_find(const msa_tokenizer *tokenizer, const char *token); /* -1: none */
+MSA_API int32_t msa_tokenizer_find(const msa_tokenizer *tokenizer,
+                                   const char *token); /* -1: none */
 
 /* Memory returned by the functions of this header. */
 MSA_API void msa_free(void *ptr);
@@ -47,8 +48,8 @@ MSA_API void msa_free(void *ptr);
  * request   JSON object {"messages": [...], "tools": [...] or null, "options": {...}}; options:
  *           add_generation_prompt, thinking_mode, model_identity; other keys are ignored
  * Ownership *text is owned: msa_free
- * Errors    MSA_EFORMAT malformed JSON; MSA_EINVAL a template error, msa_last_error() is exactly the
- *           template's text; MSA_ENOMEM
+ * Errors    MSA_EFORMAT malformed JSON; MSA_EINVAL a template error, msa_last_error() is exactly
+ * the template's text; MSA_ENOMEM
  */
 MSA_API MSA_CHECK_RESULT msa_status msa_chat_render(const char *request, size_t request_bytes,
                                                     char **text, size_t *text_bytes);
@@ -79,14 +80,19 @@ typedef struct msa_model msa_model;
  * safetensors by mmap, released or transformers tensor names. Lazy: weights are read when used.
  *
  * Ownership *out is owned: msa_model_close; ctx is retained
- * Errors    MSA_EIO, MSA_EFORMAT: file, tensor or key, value and rule; MSA_EUNSUPPORTED a config value
- *           that is not implemented, by name; MSA_ENOMEM
+ * Errors    MSA_EIO, MSA_EFORMAT: file, tensor or key, value and rule; MSA_EUNSUPPORTED a config
+ * value that is not implemented, by name; MSA_ENOMEM
  */
 MSA_API MSA_CHECK_RESULT msa_status msa_model_open(msa_model **out, msa_context *ctx,
                                                    const char *dir);
 MSA_API void msa_model_close(msa_model *model);
 MSA_API MSA_CHECK_RESULT msa_status msa_model_get_info(const msa_model *model,
                                                        msa_model_info *info);
+
+/* The same from config.json alone, for a folder without weights: bytes are those of a released
+ * checkpoint, bf16 or as quantization_config says. */
+MSA_API MSA_CHECK_RESULT msa_status msa_model_info_from_config(const char *dir,
+                                                               msa_model_info *info);
 
 /* Kind of layer i: *sparse_attention (MSA) and *moe, 0 or 1. */
 MSA_API MSA_CHECK_RESULT msa_status msa_model_layer_kind(const msa_model *model, int32_t layer,
@@ -108,12 +114,18 @@ MSA_ARGS_INIT(msa_generation_config)
 MSA_API MSA_CHECK_RESULT msa_status msa_model_generation_config(const msa_model *model,
                                                                 msa_generation_config *config);
 
+/* Read every weight and refuse NaN, infinity and NaN scales: MSA_EFORMAT names file, tensor and
+ * element. Opening looks at the small vectors only. done and total are bytes; progress may be NULL.
+ */
+typedef void (*msa_progress_fn)(void *user, int64_t done, int64_t total);
+MSA_API MSA_CHECK_RESULT msa_status msa_model_verify(const msa_model *model,
+                                                     msa_progress_fn progress, void *user);
+
 /* Write a small random M3-shaped checkpoint with tokenizer, as real folders look.
  *
  * preset    a name from msa_model_preset; seed decides the weights, the same everywhere
  * Errors    MSA_EINVAL unknown preset (the message lists them), MSA_EIO, MSA_ENOMEM
  */
-typedef void (*msa_progress_fn)(void *user, int64_t done, int64_t total);
 MSA_API MSA_CHECK_RESULT msa_status msa_model_make(const char *dir, const char *preset,
                                                    uint64_t seed, msa_progress_fn progress,
                                                    void *user);

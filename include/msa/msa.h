@@ -6,10 +6,11 @@
  * attention.h  select, attend, dense attend, merge, cache append
  * cache.h      the paged K, V and index-K pool
  * layer.h      norms, RoPE, linear, MoE, sampling
+ * safetensors.h named arrays in files
  * model.h      model folders, tokenizer, chat prompts
  * engine.h     engine and sessions
  *
- * The first six are libmsa (needs libc and libm only); model.h and engine.h are libmsa_engine.
+ * The first six are libmsa (needs libc and libm only); the others are libmsa_engine.
  *
  * Sparse attention of one decode step:
  *
@@ -33,6 +34,7 @@
 #include "msa/engine.h"
 #include "msa/layer.h"
 #include "msa/model.h"
+#include "msa/safetensors.h"
 #include "msa/status.h"
 #include "msa/tensor.h"
 

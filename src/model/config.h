@@ -2,6 +2,7 @@
 #ifndef MSA_MODEL_CONFIG_H
 #define MSA_MODEL_CONFIG_H
 
+#include "model/json.h"
 #include "msa/model.h"
 
 #define MSA__MAX_LAYERS 1024
@@ -30,15 +31,26 @@ typedef struct msa__config {
     int32_t index_dim, block_size, topk_blocks, n_init_blocks, n_local_blocks;
     int32_t mxfp8; /* quantization_config.quant_method */
     int32_t n_ignored;
-    char **ignored_layers; /* modules quantisation leaves alone; owned */
+    char **ignored_layers;                  /* modules quantisation leaves alone; owned */
     int32_t image_token_id, video_token_id; /* -1: none */
-    int32_t bos_token_id, eos_token_id;     /* -1: none */
+    int32_t bos_token_id;                   /* -1: none */
+    int32_t n_eos;
+    int32_t eos_token_ids[8];
     msa__layer_kind layers[MSA__MAX_LAYERS];
 } msa__config;
 
 /* Read dir/config.json in the released M3 layout or the flattened transformers-5 layout.
  * Errors    MSA_EIO, MSA_EFORMAT (key, value, rule), MSA_EUNSUPPORTED (key, value), MSA_ENOMEM */
 msa_status msa__config_read(msa__config *config, const char *dir);
+/* The same for a parsed config.json. */
+msa_status msa__config_parse(msa__config *config, const msa__json *root);
 void msa__config_free(msa__config *config);
+
+/* 1: quantisation leaves the module alone: its name contains an ignored one, at dots. */
+int32_t msa__config_ignores(const msa__config *config, const char *module);
+
+/* Token ids under a key: absent, null, an integer or a list of at most 8. */
+msa_status msa__json_token_ids(const msa__json *object, const char *key, int32_t *ids,
+                               int32_t *n_ids);
 
 #endif

@@ -23,6 +23,8 @@ typedef struct msa__weights {
     msa_weight head;       /* [vocab, H]; the embedding when tied */
     msa__layer_weights *layers;
     struct msa__checkpoint *checkpoint; /* the mapped files */
+    msa_allocator allocator;
+    int32_t n_layers, n_experts;
 } msa__weights;
 
 /* Map dir's safetensors (one file or an index) and find every tensor the config asks for, under its
@@ -32,6 +34,10 @@ msa_status msa__weights_open(msa__weights *weights, const msa__config *config, c
                              const msa_allocator *allocator);
 void msa__weights_close(msa__weights *weights);
 
+/* Bytes of the weights, and of those one decoded token reads (head included, embedding not). */
+void msa__weights_count(const msa__weights *weights, const msa__config *config, int64_t *bytes,
+                        int64_t *active_bytes);
+
 /* The opened model: what msa_model_open returns. */
 struct msa_model {
     msa_context *ctx;
@@ -39,7 +45,6 @@ struct msa_model {
     msa__weights weights;
     msa_generation_config generation;
     int64_t n_parameters, n_active_parameters, weight_bytes, active_weight_bytes;
-    char *dir;
 };
 
 #endif
