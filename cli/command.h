@@ -48,6 +48,8 @@ typedef struct cli_command {
     const char *examples;        /* one a line; NULL: none */
     const cli_option *arguments; /* required, in order; ends with a zero row; NULL: none */
     const cli_option *options;   /* ends with a zero row; NULL: only --help */
+    const char *list_title;      /* a list at the end that only the library knows; NULL: none */
+    void (*list)(void (*row)(const char *name, const char *text));
     size_t values_bytes;
     int (*run)(const void *values); /* returns an exit status */
 } cli_command;

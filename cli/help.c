@@ -67,6 +67,11 @@ static void print_options(const cli_command *command)
     print_row("-h, --help", "Print this help and leave.", NULL);
 }
 
+static void print_list_row(const char *name, const char *text)
+{
+    print_row(name, text, NULL);
+}
+
 void cli_help_command(const cli_command *command)
 {
     cli_print("msa %s: %s\n\nUsage: msa %s [OPTION]...", command->name, command->summary,
@@ -82,6 +87,10 @@ void cli_help_command(const cli_command *command)
         print_row(a->name, a->help, NULL);
     }
     print_options(command);
+    if (command->list) {
+        cli_print("\n%s:\n", command->list_title);
+        command->list(print_list_row);
+    }
     if (command->examples) {
         cli_print("\nExamples:\n");
         for (const char *line = command->examples; *line;) {

@@ -39,6 +39,13 @@ static void print_option(const cli_option *option)
     }
 }
 
+static void print_list_row(const char *name, const char *text)
+{
+    cli_print(".TP\n");
+    print_roff(name);
+    print_roff(text);
+}
+
 static void print_command(const cli_command *command)
 {
     cli_print(".SS \"msa %s [OPTION]...", command->name);
@@ -59,6 +66,10 @@ static void print_command(const cli_command *command)
         } else {
             print_option(o);
         }
+    }
+    if (command->list) {
+        cli_print(".PP\n\\fI%s\\fR\n", command->list_title);
+        command->list(print_list_row);
     }
     if (command->examples) {
         cli_print(".PP\nExamples:\n.PP\n.nf\n");

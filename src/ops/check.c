@@ -158,6 +158,16 @@ msa_status msa__check_scale(const msa__check *at, const char *name, float scale)
                     (double)scale);
 }
 
+msa_status msa__complete_lane_scale(const msa__check *at, const char *name, msa_dtype dtype,
+                                    float *scale)
+{
+    if (*scale == 0) *scale = 1;
+    if (dtype == MSA_DTYPE_F8_E4M3) return msa__check_scale(at, name, *scale);
+    if (*scale == 1) return MSA_OK;
+    return MSA_FAIL(MSA_EINVAL, "%s: %s = %g, must be 0 or 1 for a lane of %s", at->op, name,
+                    (double)*scale, msa_dtype_name(dtype));
+}
+
 msa_status msa__check_array(const msa__check *at, const char *name, const void *array,
                             size_t element_bytes)
 {

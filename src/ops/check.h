@@ -72,6 +72,11 @@ msa_status msa__check_block_size(const msa__check *at, int32_t block_size);
 /* Finite and positive. */
 msa_status msa__check_scale(const msa__check *at, const char *name, float scale);
 
+/* Scale of a cache lane: 0 becomes 1; an fp8 lane's is finite and positive, another lane has none,
+ * so that none is silently ignored. */
+msa_status msa__complete_lane_scale(const msa__check *at, const char *name, msa_dtype dtype,
+                                    float *scale);
+
 /* While running: a plain array that must be there and aligned to its elements. */
 msa_status msa__check_array(const msa__check *at, const char *name, const void *array,
                             size_t element_bytes);

@@ -4,17 +4,6 @@
 #include "base/overflow.h"
 #include "ops/kv_tile.h"
 
-/* An fp8 lane has a scale (0 means 1); the others have none, so that none is silently ignored. */
-static msa_status complete_scale(const msa__check *at, const char *name, msa_dtype dtype,
-                                 float *scale)
-{
-    if (*scale == 0) *scale = 1;
-    if (dtype == MSA_DTYPE_F8_E4M3) return msa__check_scale(at, name, *scale);
-    if (*scale == 1) return MSA_OK;
-    return MSA_FAIL(MSA_EINVAL, "%s: %s = %g, must be 0 or 1 for a lane of %s", at->op, name,
-                    (double)*scale, msa_dtype_name(dtype));
-}
-
 /* Paged [pages, (Hkv,) P, dim], packed [rows, (Hkv,) dim]; n_heads 0: a lane without heads. */
 static msa_status check_lane(const msa__check *at, const msa_kv_view *kv, const char *name,
                              const msa_tensor *lane, int64_t n_heads, int64_t dim,
@@ -84,13 +73,14 @@ static msa_status check_lanes(const msa__check *at, msa_kv_view *kv, const msa__
         MSA_TRY(check_lane(at, kv, "kv.v", &kv->v, shape->n_kv_heads, shape->head_dim,
                            shape->block_size));
         MSA_TRY(msa__check_dim(at, "kv.v", &kv->v, 0, kv->k.shape[0], "kv.k.shape[0]"));
-        MSA_TRY(complete_scale(at, "kv.k_scale", kv->k.dtype, &kv->k_scale));
-        MSA_TRY(complete_scale(at, "kv.v_scale", kv->v.dtype, &kv->v_scale));
+        MSA_TRY(msa__complete_lane_scale(at, "kv.k_scale", kv->k.dtype, &kv->k_scale));
+        MSA_TRY(msa__complete_lane_scale(at, "kv.v_scale", kv->v.dtype, &kv->v_scale));
     }
     if (shape->index_dim > 0) {
         MSA_TRY(
             check_lane(at, kv, "kv.k_index", &kv->k_index, 0, shape->index_dim, shape->block_size));
-        MSA_TRY(complete_scale(at, "kv.k_index_scale", kv->k_index.dtype, &kv->k_index_scale));
+        MSA_TRY(msa__complete_lane_scale(at, "kv.k_index_scale", kv->k_index.dtype,
+                                         &kv->k_index_scale));
     }
     if (shape->head_dim > 0 && shape->index_dim > 0) {
         MSA_TRY(msa__check_dim(at, "kv.k_index", &kv->k_index, 0, kv->k.shape[0], "kv.k.shape[0]"));

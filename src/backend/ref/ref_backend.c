@@ -27,4 +27,13 @@ const msa__backend msa__ref_backend = {
     .dense_attend = msa__ref_dense_attend,
     .attend_merge = msa__ref_attend_merge,
     .kv_append = msa__ref_kv_append,
+    .embed = msa__ref_embed,
+    .rmsnorm = msa__ref_rmsnorm,
+    .rope = msa__ref_rope,
+    .linear_workspace = msa__ref_linear_workspace,
+    .linear = msa__ref_linear,
+    .swiglu = msa__ref_swiglu,
+    .router = msa__ref_router,
+    .moe_workspace = msa__ref_moe_workspace,
+    .moe = msa__ref_moe,
 };

@@ -15,4 +15,14 @@ msa_status msa__ref_dense_attend(msa_context *ctx, const msa_dense_attend_args *
 msa_status msa__ref_attend_merge(msa_context *ctx, const msa_attend_merge_args *args);
 msa_status msa__ref_kv_append(msa_context *ctx, const msa_kv_append_args *args);
 
+msa_status msa__ref_embed(msa_context *ctx, const msa_embed_args *args);
+msa_status msa__ref_rmsnorm(msa_context *ctx, const msa_rmsnorm_args *args);
+msa_status msa__ref_rope(msa_context *ctx, const msa_rope_args *args);
+size_t msa__ref_linear_workspace(const msa_context *ctx, const msa_linear_args *args);
+msa_status msa__ref_linear(msa_context *ctx, const msa_linear_args *args, void *workspace);
+msa_status msa__ref_swiglu(msa_context *ctx, const msa_swiglu_args *args);
+msa_status msa__ref_router(msa_context *ctx, const msa_router_args *args);
+size_t msa__ref_moe_workspace(const msa_context *ctx, const msa_moe_args *args);
+msa_status msa__ref_moe(msa_context *ctx, const msa_moe_args *args, void *workspace);
+
 #endif

@@ -4,14 +4,15 @@
  * where it lies (keys in the cache, weights in the file), by a B packed in panels of 16 columns
  * (queries, probabilities' values, activations):
  *
- *     C[i, 16 p + j] (+)= sum_k A[i, k] * B_p[k, j]        0 <= i < m, 0 <= p < n_panels, 0 <= j < 16
+ *     C[i, 16 p + j] (+)= sum_k A[i, k] * B_p[k, j]        0 <= i < m, 0 <= p < n_panels, 0 <= j <
+ * 16
  *
  * f32 panel   [k][16]                 panel p starts at b + p * 16 * k
  * bf16 panel  [ceil(k/2)][16][2]      pairs of k beside each other ("VNNI"), odd tail zero;
  *                                     panel p starts at b + p * 32 * ceil(k/2)
  *
- * The sum of an element runs over k in one fixed order that does not depend on m, n_panels or position,
- * so results do not depend on how a caller cuts its work.
+ * The sum of an element runs over k in one fixed order that does not depend on m, n_panels or
+ * position, so results do not depend on how a caller cuts its work.
  */
 #ifndef MSA_CPU_KERNELS_H
 #define MSA_CPU_KERNELS_H
@@ -33,14 +34,14 @@ typedef struct msa__cpu_kernels {
     void (*gemm_bf16)(int64_t m, int64_t n_panels, int64_t k, const uint16_t *a, int64_t lda,
                       const uint16_t *b, float *c, int64_t ldc, int32_t accumulate);
 
-    /* One panel from up to 16 source rows that become its columns: B[k, j] = src[j][k], src row j at
-     * src + j * ld elements of dtype f32, bf16, f16 or fp8; columns n_rows..15 are zero. */
+    /* One panel from up to 16 source rows that become its columns: B[k, j] = src[j][k], src row j
+     * at src + j * ld elements of dtype f32, bf16, f16 or fp8; columns n_rows..15 are zero. */
     void (*pack_columns_f32)(float *panel, const void *src, msa_dtype dtype, int64_t ld,
                              int64_t n_rows, int64_t k);
     void (*pack_columns_bf16)(uint16_t *panel, const void *src, msa_dtype dtype, int64_t ld,
                               int64_t n_rows, int64_t k);
-    /* n/16 panels from rows that are B's rows: B[k, j] = src[k][j]; rows n_rows..k-1 are zero and are
-     * not read. n is a multiple of 16. */
+    /* n/16 panels from rows that are B's rows: B[k, j] = src[k][j]; rows n_rows..k-1 are zero and
+     * are not read. n is a multiple of 16. */
     void (*pack_rows_f32)(float *panels, const void *src, msa_dtype dtype, int64_t ld,
                           int64_t n_rows, int64_t k, int64_t n);
     void (*pack_rows_bf16)(uint16_t *panels, const void *src, msa_dtype dtype, int64_t ld,

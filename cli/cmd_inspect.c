@@ -1,0 +1,210 @@
+/* msa inspect: what a model is, what it costs, what fits into this machine. */
+#include "machine.h"
+#include "output.h"
+#include "progress.h"
+#include "runtime.h"
+
+#include <string.h>
+
+typedef struct inspect_options {
+    const char *model;
+    int32_t json;
+} inspect_options;
+
+#define N_CACHE_KINDS 4
+
+/* The cache dtypes worth comparing: name, and bytes of one token. */
+static const char *cache_kind(const msa_model_info *info, int32_t i, int64_t *token_bytes)
+{
+    static const char *const names[N_CACHE_KINDS] = {"f32", "bf16", "fp8, bf16 index", "fp8"};
+    const msa_dtype kv[] = {MSA_DTYPE_F32, MSA_DTYPE_BF16, MSA_DTYPE_F8_E4M3, MSA_DTYPE_F8_E4M3};
+    const msa_dtype index[] = {MSA_DTYPE_F32, MSA_DTYPE_BF16, MSA_DTYPE_BF16, MSA_DTYPE_F8_E4M3};
+    *token_bytes = cli_token_bytes(info, kv[i], index[i]);
+    return names[i];
+}
+
+static void line(const char *label, const char *text)
+{
+    cli_print("%-16s %s\n", label, text);
+}
+
+/* 427,040,140,160 as "427.0 billion". */
+static const char *in_words(int64_t value, char *text)
+{
+    double x = (double)value;
+    if (x >= 1e9) {
+        snprintf(text, 32, "%.1f billion", x / 1e9);
+    } else if (x >= 1e6) {
+        snprintf(text, 32, "%.1f million", x / 1e6);
+    } else {
+        cli_grouped(value, text);
+    }
+    return text;
+}
+
+static void print_shape(const msa_model_info *info)
+{
+    char text[256];
+    line("architecture", info->architecture);
+    snprintf(text, sizeof(text), "hidden %d, vocabulary %d", (int)info->hidden_size,
+             (int)info->vocab_size);
+    line("width", text);
+    snprintf(text, sizeof(text), "%d query and %d key/value heads of %d", (int)info->n_q_heads,
+             (int)info->n_kv_heads, (int)info->head_dim);
+    line("attention", text);
+    if (info->n_sparse_layers > 0) {
+        snprintf(
+            text, sizeof(text),
+            "the best %d blocks of %d tokens per token and group (first %d and newest %d always)",
+            (int)info->topk_blocks, (int)info->block_size, (int)info->n_init_blocks,
+            (int)info->n_local_blocks);
+        line("MSA reads", text);
+        snprintf(text, sizeof(text), "dimension %d, one key per token and layer",
+                 (int)info->index_dim);
+        line("index", text);
+    }
+    if (info->n_moe_layers > 0) {
+        snprintf(text, sizeof(text), "%d of %d per token, width %d; %d shared, width %d",
+                 (int)info->n_experts_per_token, (int)info->n_experts, (int)info->expert_width,
+                 (int)info->n_shared_experts, (int)info->shared_width);
+        line("experts", text);
+    }
+}
+
+/* Runs of equal layers, as in "0-2: full attention, dense MLP". */
+static msa_status print_layers(const msa_model *model, const msa_model_info *info)
+{
+    char text[256];
+    int32_t first = 0, sparse = 0, moe = 0;
+    for (int32_t i = 0; i <= info->n_layers; i++) {
+        int32_t s = -1, m = -1;
+        if (i < info->n_layers) {
+            msa_status status = msa_model_layer_kind(model, i, &s, &m);
+            if (status != MSA_OK) return status;
+        }
+        if (i > 0 && (s != sparse || m != moe)) {
+            int n = first == i - 1 ? snprintf(text, sizeof(text), "%d", (int)first)
+                                   : snprintf(text, sizeof(text), "%d-%d", (int)first, (int)i - 1);
+            snprintf(text + n, sizeof(text) - (size_t)n, ": %s, %s",
+                     sparse ? "MSA" : "full attention", moe ? "mixture of experts" : "dense MLP");
+            line(first == 0 ? "layers" : "", text);
+            first = i;
+        }
+        sparse = s;
+        moe = m;
+    }
+    return MSA_OK;
+}
+
+static void print_weights(const msa_model_info *info)
+{
+    char a[32], b[32], text[256];
+    cli_print("\n");
+    snprintf(text, sizeof(text), "%s; %s active per token", in_words(info->n_parameters, a),
+             in_words(info->n_active_parameters, b));
+    line("parameters", text);
+    snprintf(text, sizeof(text), "%s%s%s; %s read per generated token",
+             cli_bytes((double)info->weight_bytes, a), info->quantization[0] ? ", " : "",
+             info->quantization, cli_bytes((double)info->active_weight_bytes, b));
+    line("weights", text);
+}
+
+static void print_memory(const msa_model_info *info, const cli_machine *machine)
+{
+    char a[32], b[32];
+    cli_print("\n%-22s %16s %26s\n", "cache", "per 1024 tokens", "fits into this machine");
+    for (int32_t i = 0; i < N_CACHE_KINDS; i++) {
+        int64_t bytes;
+        const char *name = cache_kind(info, i, &bytes);
+        int64_t fit = cli_tokens_that_fit(bytes, machine->memory_available / 10 * 9);
+        const char *most = "";
+        if (fit >= info->max_positions) {
+            fit = info->max_positions;
+            most = " (all)";
+        }
+        cli_print("%-22s %16s %19s tokens%s\n", name, cli_bytes((double)bytes * 1024, a),
+                  cli_grouped(fit, b), most);
+    }
+    cli_print("\n");
+    line("longest context", cli_grouped(info->max_positions, a));
+    cli_print("%-16s %s of %s available\n", "memory",
+              cli_bytes((double)machine->memory_available, a),
+              cli_bytes((double)machine->memory_total, b));
+    if (info->weight_bytes > machine->memory_available && machine->memory_available > 0) {
+        cli_print("%-16s the weights are larger than the memory available: they would be read from "
+                  "disk again and again\n",
+                  "note");
+    }
+}
+
+static void print_json(const msa_model_info *info, const cli_machine *machine)
+{
+    cli_print("{\"architecture\": \"%s\", \"layers\": %d, \"msa_layers\": %d, \"moe_layers\": %d,\n"
+              " \"hidden_size\": %d, \"vocab_size\": %d, \"q_heads\": %d, \"kv_heads\": %d,\n"
+              " \"head_dim\": %d, \"index_dim\": %d, \"block_size\": %d, \"topk_blocks\": %d,\n"
+              " \"experts\": %d, \"experts_per_token\": %d, \"max_positions\": %lld,\n"
+              " \"parameters\": %lld, \"active_parameters\": %lld, \"weight_bytes\": %lld,\n"
+              " \"active_weight_bytes\": %lld, \"quantization\": \"%s\",\n"
+              " \"memory_available\": %lld, \"cache_bytes_per_token\": {",
+              info->architecture, (int)info->n_layers, (int)info->n_sparse_layers,
+              (int)info->n_moe_layers, (int)info->hidden_size, (int)info->vocab_size,
+              (int)info->n_q_heads, (int)info->n_kv_heads, (int)info->head_dim,
+              (int)info->index_dim, (int)info->block_size, (int)info->topk_blocks,
+              (int)info->n_experts, (int)info->n_experts_per_token, (long long)info->max_positions,
+              (long long)info->n_parameters, (long long)info->n_active_parameters,
+              (long long)info->weight_bytes, (long long)info->active_weight_bytes,
+              info->quantization, (long long)machine->memory_available);
+    for (int32_t i = 0; i < N_CACHE_KINDS; i++) {
+        int64_t bytes;
+        const char *name = cache_kind(info, i, &bytes);
+        cli_print("%s\"%s\": %lld", i ? ", " : "", name, (long long)bytes);
+    }
+    cli_print("}}\n");
+}
+
+static int run_inspect(const void *values)
+{
+    const inspect_options *o = values;
+    msa_context *ctx = NULL;
+    msa_model *model = NULL;
+    msa_context_args args;
+    msa_model_info info;
+    cli_machine machine;
+    msa_context_args_init(&args);
+    msa_model_info_init(&info);
+    cli_read_machine(&machine);
+    msa_status status = msa_context_create(&ctx, &args);
+    if (status == MSA_OK) status = msa_model_open(&model, ctx, o->model);
+    if (status == MSA_OK) status = msa_model_get_info(model, &info);
+    if (status == MSA_OK && o->json) {
+        print_json(&info, &machine);
+    } else if (status == MSA_OK) {
+        print_shape(&info);
+        status = print_layers(model, &info);
+        if (status == MSA_OK) print_weights(&info);
+        if (status == MSA_OK) print_memory(&info, &machine);
+    }
+    int exit_status = status == MSA_OK ? CLI_OK : cli_complain_library(status);
+    msa_model_close(model);
+    msa_context_destroy(ctx);
+    return exit_status;
+}
+
+static const cli_option arguments[] = {CLI_MODEL_ARGUMENT(inspect_options, model), {0}};
+
+static const cli_option options[] = {
+    {CLI_FLAG, 'j', "json", NULL, offsetof(inspect_options, json), NULL, 0, 0,
+     "Print one JSON object."},
+    {0},
+};
+
+const cli_command cli_cmd_inspect = {
+    .name = "inspect",
+    .summary = "Show a model's shape, size and memory, and what fits here.",
+    .details = "Reads the configuration and the tensor headers; weights are not loaded.",
+    .examples = "msa inspect demo\nmsa inspect demo --json",
+    .arguments = arguments,
+    .options = options,
+    .values_bytes = sizeof(inspect_options),
+    .run = run_inspect,
+};

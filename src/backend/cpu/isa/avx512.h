@@ -1,0 +1,24 @@
+/* The AVX-512 micro-kernels that the AMX table shares. */
+#ifndef MSA_CPU_AVX512_H
+#define MSA_CPU_AVX512_H
+
+#include "backend/cpu/isa/kernels.h"
+
+void msa__avx512_gemm_f32(int64_t m, int64_t n_panels, int64_t k, const float *a, int64_t lda,
+                          const float *b, float *c, int64_t ldc, int32_t accumulate);
+float msa__avx512_dot_f32(const float *a, const float *b, int64_t n);
+float msa__avx512_dot_bf16(const uint16_t *a, const uint16_t *b, int64_t n);
+
+void msa__avx512_pack_columns_f32(float *panel, const void *src, msa_dtype dtype, int64_t ld,
+                                  int64_t n_rows, int64_t k);
+void msa__avx512_pack_columns_bf16(uint16_t *panel, const void *src, msa_dtype dtype, int64_t ld,
+                                   int64_t n_rows, int64_t k);
+void msa__avx512_pack_rows_f32(float *panels, const void *src, msa_dtype dtype, int64_t ld,
+                               int64_t n_rows, int64_t k, int64_t n);
+void msa__avx512_pack_rows_bf16(uint16_t *panels, const void *src, msa_dtype dtype, int64_t ld,
+                                int64_t n_rows, int64_t k, int64_t n);
+void msa__avx512_to_f32(float *dst, const void *src, msa_dtype dtype, int64_t n);
+void msa__avx512_to_bf16(uint16_t *dst, const void *src, msa_dtype dtype, int64_t n);
+void msa__avx512_from_f32(void *dst, msa_dtype dtype, const float *src, int64_t n);
+
+#endif

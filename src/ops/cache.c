@@ -1,0 +1,349 @@
+/* msa_cache: sequences over a pool of pages; a sequence is a length and a list of page ids. */
+#include "msa/cache.h"
+
+#include "base/overflow.h"
+#include "ops/backend.h"
+#include "ops/check.h"
+#include "ops/page_pool.h"
+
+#include <string.h>
+
+typedef struct cache_seq {
+    int32_t open;
+    int32_t length; /* tokens; the sequence holds ceil(length / P) pages */
+    int32_t *pages; /* [n_pages], so that a sequence may fill the pool */
+} cache_seq;
+
+/* Index of each lane of a layer in the pool, -1 when the layer has no index lane. */
+typedef struct cache_layer {
+    int32_t k, v, k_index;
+} cache_layer;
+
+struct msa_cache {
+    msa_allocator allocator;
+    msa_cache_args args; /* completed; layer_has_index is not kept */
+    msa__page_pool pool;
+    cache_layer *layers;  /* [n_layers] */
+    cache_seq *seqs;      /* [max_seqs] */
+    int32_t *page_tables; /* [max_seqs, n_pages], touched as sequences grow */
+    size_t page_tables_bytes;
+};
+
+static const msa__check at_create = {"cache_create", 1};
+
+/* ---- create and destroy --------------------------------------------------------------------- */
+
+static msa_status check_dtype(const char *name, msa_dtype dtype)
+{
+    if (dtype == MSA_DTYPE_F32 || dtype == MSA_DTYPE_BF16 || dtype == MSA_DTYPE_F8_E4M3) {
+        return MSA_OK;
+    }
+    return MSA_FAIL(MSA_EINVAL, "cache_create: %s = %d (%s), must be f32, bf16 or fp8_e4m3", name,
+                    dtype, msa_dtype_name(dtype));
+}
+
+static msa_status check_args(msa_cache_args *args)
+{
+    if (args->block_size == 0) args->block_size = 128;
+    if (args->max_seqs == 0) args->max_seqs = 1;
+    MSA_TRY(msa__check_range(&at_create, "n_layers", args->n_layers, 1, 65536));
+    MSA_TRY(msa__check_range(&at_create, "n_kv_heads", args->n_kv_heads, 1, 65536));
+    MSA_TRY(msa__check_head_dim(&at_create, "head_dim", args->head_dim));
+    if (args->index_dim != 0) {
+        MSA_TRY(msa__check_head_dim(&at_create, "index_dim", args->index_dim));
+    }
+    MSA_TRY(msa__check_block_size(&at_create, args->block_size));
+    MSA_TRY(msa__check_range(&at_create, "max_seqs", args->max_seqs, 1, 1 << 20));
+    for (int32_t i = 0; args->layer_has_index && args->index_dim == 0 && i < args->n_layers; i++) {
+        if (args->layer_has_index[i]) {
+            return MSA_FAIL(MSA_EINVAL,
+                            "cache_create: layer_has_index[%d] = %d, must be 0 when index_dim = 0",
+                            i, args->layer_has_index[i]);
+        }
+    }
+    MSA_TRY(msa__check_range(&at_create, "max_tokens", args->max_tokens, 1,
+                             (int64_t)INT32_MAX * args->block_size));
+    MSA_TRY(check_dtype("k_dtype", args->k_dtype));
+    MSA_TRY(check_dtype("v_dtype", args->v_dtype));
+    if (args->index_dim != 0) MSA_TRY(check_dtype("k_index_dtype", args->k_index_dtype));
+    MSA_TRY(msa__complete_lane_scale(&at_create, "k_scale", args->k_dtype, &args->k_scale));
+    MSA_TRY(msa__complete_lane_scale(&at_create, "v_scale", args->v_dtype, &args->v_scale));
+    return msa__complete_lane_scale(&at_create, "k_index_scale", args->k_index_dtype,
+                                    &args->k_index_scale);
+}
+
+static int has_index(const msa_cache_args *args, int32_t layer)
+{
+    return args->index_dim > 0 && (!args->layer_has_index || args->layer_has_index[layer]);
+}
+
+static msa_status add_lanes(msa_cache *cache)
+{
+    const msa_cache_args *args = &cache->args;
+    msa__page_pool *pool = &cache->pool;
+    for (int32_t i = 0; i < args->n_layers; i++) {
+        cache_layer *layer = &cache->layers[i];
+        MSA_TRY(msa__page_pool_add_lane(pool, args->n_kv_heads, args->head_dim, args->k_dtype,
+                                        &layer->k));
+        MSA_TRY(msa__page_pool_add_lane(pool, args->n_kv_heads, args->head_dim, args->v_dtype,
+                                        &layer->v));
+        layer->k_index = -1;
+        if (!has_index(args, i)) continue;
+        MSA_TRY(msa__page_pool_add_lane(pool, 1, args->index_dim, args->k_index_dtype,
+                                        &layer->k_index));
+    }
+    return MSA_OK;
+}
+
+static msa_status allocate(const msa_cache *cache, size_t n, size_t element_bytes, void **out)
+{
+    size_t bytes;
+    *out = NULL;
+    if (!msa__mul_overflow(n, element_bytes, &bytes) && bytes < PTRDIFF_MAX) {
+        *out = cache->allocator.alloc(cache->allocator.user, bytes, 64);
+    }
+    if (*out) return MSA_OK;
+    return MSA_FAIL(MSA_ENOMEM, "cache_create: no memory for %zu entries of %zu bytes", n,
+                    element_bytes);
+}
+
+static msa_status init_seqs(msa_cache *cache)
+{
+    size_t n_seqs = (size_t)cache->args.max_seqs, n_pages = (size_t)cache->pool.n_pages;
+    void *memory;
+    MSA_TRY(allocate(cache, n_seqs, n_pages * sizeof(int32_t), &memory));
+    cache->page_tables = memory;
+    MSA_TRY(allocate(cache, n_seqs, sizeof(cache_seq), &memory));
+    cache->seqs = memset(memory, 0, n_seqs * sizeof(cache_seq));
+    for (size_t i = 0; i < n_seqs; i++) cache->seqs[i].pages = cache->page_tables + i * n_pages;
+    return MSA_OK;
+}
+
+static msa_status init_cache(msa_cache *cache)
+{
+    const msa_cache_args *args = &cache->args;
+    void *memory;
+    MSA_TRY(allocate(cache, (size_t)args->n_layers, sizeof(cache_layer), &memory));
+    cache->layers = memory;
+    MSA_TRY(msa__page_pool_init(&cache->pool, &cache->allocator, args->block_size,
+                                (int32_t)msa__ceil_div(args->max_tokens, args->block_size),
+                                3 * args->n_layers));
+    MSA_TRY(add_lanes(cache));
+    return init_seqs(cache);
+}
+
+msa_status msa_cache_create(msa_cache **out, msa_context *ctx, const msa_cache_args *caller_args)
+{
+    if (!out) return MSA_FAIL(MSA_EINVAL, "cache_create: out = NULL, must be a pointer");
+    *out = NULL;
+    msa_cache_args args;
+    MSA_TRY(msa__check_call(&at_create, ctx, &args, sizeof(args), caller_args));
+    MSA_TRY(check_args(&args));
+    msa_cache *cache = ctx->allocator.alloc(ctx->allocator.user, sizeof(*cache), 64);
+    if (!cache) return MSA_FAIL(MSA_ENOMEM, "cache_create: no memory for the cache");
+    memset(cache, 0, sizeof(*cache));
+    cache->allocator = ctx->allocator;
+    cache->args = args;
+    msa_status status = init_cache(cache);
+    cache->args.layer_has_index = NULL; /* borrowed for the call */
+    if (status != MSA_OK) {
+        msa_cache_destroy(cache);
+        return status;
+    }
+    *out = cache;
+    return MSA_OK;
+}
+
+static void release(const msa_cache *cache, void *memory, size_t bytes)
+{
+    if (memory) cache->allocator.free(cache->allocator.user, memory, bytes);
+}
+
+void msa_cache_destroy(msa_cache *cache)
+{
+    if (!cache) return;
+    size_t n_seqs = (size_t)cache->args.max_seqs, n_pages = (size_t)cache->pool.n_pages;
+    release(cache, cache->seqs, n_seqs * sizeof(cache_seq));
+    release(cache, cache->page_tables, n_seqs * n_pages * sizeof(int32_t));
+    release(cache, cache->layers, (size_t)cache->args.n_layers * sizeof(cache_layer));
+    msa__page_pool_free(&cache->pool);
+    msa_allocator allocator = cache->allocator;
+    allocator.free(allocator.user, cache, sizeof(*cache));
+}
+
+/* ---- sequences ------------------------------------------------------------------------------ */
+
+static int32_t pages_for(const msa_cache *cache, int64_t n_tokens)
+{
+    return (int32_t)msa__ceil_div(n_tokens, cache->args.block_size);
+}
+
+/* An open sequence of a cache. */
+static msa_status find_seq(const char *op, const msa_cache *cache, int32_t seq, cache_seq **out)
+{
+    if (!cache) return MSA_FAIL(MSA_EINVAL, "%s: cache = NULL, must be a pointer", op);
+    if (seq < 0 || seq >= cache->args.max_seqs || !cache->seqs[seq].open) {
+        return MSA_FAIL(MSA_EINVAL, "%s: seq = %d, must be an open sequence", op, seq);
+    }
+    *out = &cache->seqs[seq];
+    return MSA_OK;
+}
+
+static msa_status open_seq(const char *op, msa_cache *cache, int32_t *seq)
+{
+    if (!cache) return MSA_FAIL(MSA_EINVAL, "%s: cache = NULL, must be a pointer", op);
+    if (!seq) return MSA_FAIL(MSA_EINVAL, "%s: seq = NULL, must be a pointer", op);
+    for (int32_t i = 0; i < cache->args.max_seqs; i++) {
+        if (cache->seqs[i].open) continue;
+        cache->seqs[i].open = 1;
+        cache->seqs[i].length = 0;
+        *seq = i;
+        return MSA_OK;
+    }
+    return MSA_FAIL(MSA_EBUSY, "%s: max_seqs = %d, all are open", op, cache->args.max_seqs);
+}
+
+msa_status msa_cache_open(msa_cache *cache, int32_t *seq)
+{
+    return open_seq("cache_open", cache, seq);
+}
+
+static void shrink(msa_cache *cache, cache_seq *seq, int64_t n_tokens)
+{
+    int32_t n_kept = pages_for(cache, n_tokens);
+    for (int32_t i = pages_for(cache, seq->length); i > n_kept; i--) {
+        msa__page_release(&cache->pool, seq->pages[i - 1]);
+    }
+    seq->length = (int32_t)n_tokens;
+}
+
+msa_status msa_cache_close(msa_cache *cache, int32_t seq)
+{
+    cache_seq *s;
+    MSA_TRY(find_seq("cache_close", cache, seq, &s));
+    shrink(cache, s, 0);
+    s->open = 0;
+    return MSA_OK;
+}
+
+msa_status msa_cache_truncate(msa_cache *cache, int32_t seq, int64_t n_tokens)
+{
+    const msa__check at = {"cache_truncate", 1};
+    cache_seq *s;
+    MSA_TRY(find_seq(at.op, cache, seq, &s));
+    MSA_TRY(msa__check_range(&at, "n_tokens", n_tokens, 0, s->length));
+    shrink(cache, s, n_tokens);
+    return MSA_OK;
+}
+
+msa_status msa_cache_extend(msa_cache *cache, int32_t seq, int64_t n_tokens)
+{
+    const msa__check at = {"cache_extend", 1};
+    cache_seq *s;
+    MSA_TRY(find_seq(at.op, cache, seq, &s));
+    MSA_TRY(msa__check_range(&at, "n_tokens", n_tokens, 0, INT32_MAX - s->length));
+    if (n_tokens == 0) return MSA_OK;
+
+    msa__page_pool *pool = &cache->pool;
+    int32_t n_held = pages_for(cache, s->length), n_needed = pages_for(cache, s->length + n_tokens);
+    int32_t n_used = s->length % cache->args.block_size; /* tokens in the partial last page */
+    int copies = n_used > 0 && pool->n_refs[s->pages[n_held - 1]] > 1;
+    int32_t n_taken = n_needed - n_held + copies;
+    if (n_taken > msa__pages_free(pool)) {
+        return MSA_FAIL(MSA_EBUSY, "%s: n_tokens = %lld, needs %d pages of %d free ones", at.op,
+                        (long long)n_tokens, n_taken, msa__pages_free(pool));
+    }
+    if (copies) { /* a shared page is read-only */
+        int32_t shared = s->pages[n_held - 1], own = msa__page_take(pool);
+        msa__page_copy(pool, own, shared, n_used);
+        msa__page_release(pool, shared);
+        s->pages[n_held - 1] = own;
+    }
+    for (int32_t i = n_held; i < n_needed; i++) s->pages[i] = msa__page_take(pool);
+    s->length += (int32_t)n_tokens;
+    return MSA_OK;
+}
+
+msa_status msa_cache_fork(msa_cache *cache, int32_t seq, int32_t *new_seq)
+{
+    cache_seq *source;
+    MSA_TRY(find_seq("cache_fork", cache, seq, &source));
+    MSA_TRY(open_seq("cache_fork", cache, new_seq));
+    cache_seq *copy = &cache->seqs[*new_seq];
+    copy->length = source->length;
+    for (int32_t i = 0; i < pages_for(cache, source->length); i++) {
+        copy->pages[i] = source->pages[i];
+        msa__page_share(&cache->pool, copy->pages[i]);
+    }
+    return MSA_OK;
+}
+
+/* ---- reading -------------------------------------------------------------------------------- */
+
+int64_t msa_cache_length(const msa_cache *cache, int32_t seq)
+{
+    if (seq < 0 || seq >= cache->args.max_seqs || !cache->seqs[seq].open) return -1;
+    return cache->seqs[seq].length;
+}
+
+int64_t msa_cache_free_tokens(const msa_cache *cache)
+{
+    return (int64_t)msa__pages_free(&cache->pool) * cache->args.block_size;
+}
+
+int64_t msa_cache_bytes_per_token(const msa_cache *cache)
+{
+    int64_t bytes = 0;
+    for (int32_t i = 0; i < cache->pool.n_lanes; i++) {
+        const msa__lane *lane = &cache->pool.lanes[i];
+        bytes += lane->n_heads * (int64_t)lane->row_bytes;
+    }
+    return bytes;
+}
+
+/* K and V [pages, Hkv, P, D], index K [pages, P, Di]. */
+static msa_tensor lane_tensor(const msa__page_pool *pool, int32_t index, int32_t n_dims)
+{
+    if (index < 0) return (msa_tensor){0};
+    const msa__lane *lane = &pool->lanes[index];
+    if (n_dims == 3) {
+        return msa_tensor_make(lane->data, lane->dtype, 3, pool->n_pages, pool->page_size,
+                               lane->dim, 1);
+    }
+    return msa_tensor_make(lane->data, lane->dtype, 4, pool->n_pages, lane->n_heads,
+                           pool->page_size, lane->dim);
+}
+
+msa_status msa_cache_view(const msa_cache *cache, int32_t layer, const int32_t *seqs,
+                          int32_t n_seqs, int32_t *table, int64_t table_stride, int32_t *kv_lens,
+                          msa_kv_view *view)
+{
+    const msa__check at = {"cache_view", 1};
+    if (!cache) return MSA_FAIL(MSA_EINVAL, "%s: cache = NULL, must be a pointer", at.op);
+    MSA_TRY(msa__check_range(&at, "layer", layer, 0, cache->args.n_layers - 1));
+    MSA_TRY(msa__check_range(&at, "n_seqs", n_seqs, 1, INT32_MAX - 1));
+    MSA_TRY(msa__check_array(&at, "seqs", seqs, sizeof(*seqs)));
+    MSA_TRY(msa__check_array(&at, "table", table, sizeof(*table)));
+    MSA_TRY(msa__check_array(&at, "kv_lens", kv_lens, sizeof(*kv_lens)));
+    MSA_TRY(msa__check_array(&at, "view", view, sizeof(void *)));
+    for (int32_t i = 0; i < n_seqs; i++) {
+        cache_seq *s;
+        MSA_TRY(find_seq(at.op, cache, seqs[i], &s));
+        int32_t n_held = pages_for(cache, s->length);
+        MSA_TRY(msa__check_range(&at, "table_stride", table_stride, n_held, INT64_MAX));
+        memcpy(table + i * table_stride, s->pages, (size_t)n_held * sizeof(*table));
+        kv_lens[i] = s->length;
+    }
+    const cache_layer *lanes = &cache->layers[layer];
+    *view = (msa_kv_view){.k = lane_tensor(&cache->pool, lanes->k, 4),
+                          .v = lane_tensor(&cache->pool, lanes->v, 4),
+                          .k_index = lane_tensor(&cache->pool, lanes->k_index, 3),
+                          .page_table = table,
+                          .page_table_stride = table_stride,
+                          .kv_lens = kv_lens,
+                          .n_seqs = n_seqs,
+                          .k_scale = cache->args.k_scale,
+                          .v_scale = cache->args.v_scale,
+                          .k_index_scale = cache->args.k_index_scale};
+    return MSA_OK;
+}

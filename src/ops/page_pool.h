@@ -1,0 +1,55 @@
+/* Reference-counted pages: one page id stands for the same slot in every lane of every layer.
+ *
+ * A lane is one array [pages, heads, P, dim]: K or V of a layer, or (with one head) its index K.
+ * Because a page is taken, shared, copied and released as a whole, the lanes can never drift apart.
+ */
+#ifndef MSA_OPS_PAGE_POOL_H
+#define MSA_OPS_PAGE_POOL_H
+
+#include "msa/tensor.h"
+
+#include "msa/context.h"
+
+typedef struct msa__lane {
+    void *data;
+    size_t row_bytes; /* of one token and head */
+    int32_t n_heads;
+    int32_t dim;
+    msa_dtype dtype;
+} msa__lane;
+
+typedef struct msa__page_pool {
+    msa_allocator allocator;
+    int32_t page_size; /* P tokens */
+    int32_t n_pages;
+    int32_t n_returned; /* pages on the stack */
+    int32_t n_fresh;    /* pages never taken: n_pages - n_fresh .. n_pages - 1 */
+    int32_t n_lanes, max_lanes;
+    int32_t *n_refs;   /* [n_pages] sequences that hold the page, set when it is taken */
+    int32_t *returned; /* [n_pages] a stack of released page ids, taken before fresh ones */
+    msa__lane *lanes;  /* [max_lanes] */
+} msa__page_pool;
+
+/* A pool without lanes, then one lane at a time; *lane is its index. Memory is reserved here and
+ * touched when written. After a failure msa__page_pool_free releases what there is; it also accepts
+ * a zeroed pool. */
+msa_status msa__page_pool_init(msa__page_pool *pool, const msa_allocator *allocator,
+                               int32_t page_size, int32_t n_pages, int32_t max_lanes);
+msa_status msa__page_pool_add_lane(msa__page_pool *pool, int32_t n_heads, int32_t dim,
+                                   msa_dtype dtype, int32_t *lane);
+void msa__page_pool_free(msa__page_pool *pool);
+
+static inline int32_t msa__pages_free(const msa__page_pool *pool)
+{
+    return pool->n_returned + pool->n_fresh;
+}
+
+/* A page with one reference; the caller has made sure that one is free. */
+int32_t msa__page_take(msa__page_pool *pool);
+void msa__page_share(msa__page_pool *pool, int32_t page);
+void msa__page_release(msa__page_pool *pool, int32_t page);
+
+/* The first n_tokens tokens of a page in every lane. */
+void msa__page_copy(msa__page_pool *pool, int32_t to, int32_t from, int32_t n_tokens);
+
+#endif

@@ -1,0 +1,45 @@
+#!/bin/sh
+# Build and run every test: sh test.sh [quick]
+#
+# release    every test, the program and the scripts included
+# asan       the C tests under the address and undefined-behaviour sanitizers
+# tsan       the tests of threads and operators under the thread sanitizer
+# `quick` stops after release. Ends with "N passed, N failed, N skipped"; the exit status is the result.
+set -u
+cd "$(dirname "$0")"
+sh scripts/setup.sh || exit 1
+
+mode=${1:-all}
+reports=""
+cores=$(nproc)
+
+# run PRESET [CTEST ARGUMENT]...
+run() {
+    preset=$1
+    shift
+    echo "== $preset: build"
+    report="$PWD/build/$preset/tests.xml"
+    reports="$reports $preset=$report"
+    rm -f "$report"
+    sh scripts/build.sh "$preset" || return 0 # the missing report counts as a failure
+    echo "== $preset: test"
+    ctest --test-dir "build/$preset" -j "$cores" --output-on-failure --output-junit "$report" \
+        --test-output-size-passed 1000000 --test-output-size-failed 1000000 "$@" |
+        sed -n '/^ *[0-9]*\/[0-9]* Test/!d; s/^ *//; p'
+    return 0
+}
+
+case $mode in
+all)
+    run release
+    run asan -LE "e2e|check"
+    run tsan -L "unit|ops"
+    ;;
+quick) run release ;;
+*)
+    echo "usage: sh test.sh [quick]" >&2
+    exit 2
+    ;;
+esac
+echo "== result"
+python3 scripts/count_tests.py $reports

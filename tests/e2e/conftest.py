@@ -1,0 +1,145 @@
+"""What every end-to-end test uses: the program, a small model, text, and a terminal to type into."""
+
+import os
+import pathlib
+import pty
+import select
+import subprocess
+import time
+
+import pytest
+
+PROGRAM = os.environ["MSA_PROGRAM"]
+SOURCE = pathlib.Path(os.environ["MSA_SOURCE_DIR"])
+TIMEOUT_SECONDS = 60
+
+
+def run_msa(*words, stdin=b"", **kwargs):
+    """Run the program; the result has bytes in stdout and stderr."""
+    return subprocess.run(
+        [PROGRAM, *map(str, words)],
+        input=None if "stdin_file" in kwargs else stdin,
+        stdin=kwargs.pop("stdin_file", None),
+        stdout=kwargs.pop("stdout", subprocess.PIPE),
+        stderr=subprocess.PIPE,
+        timeout=TIMEOUT_SECONDS,
+        **kwargs,
+    )
+
+
+@pytest.fixture
+def msa():
+    return run_msa
+
+
+@pytest.fixture
+def fails():
+    """Run the program and expect one line of complaint that holds a text, and nothing on stdout."""
+
+    def check(status, text, *words, **kwargs):
+        result = run_msa(*words, **kwargs)
+        message = result.stderr.decode()
+        assert result.returncode == status, message
+        assert text in message.splitlines()[0], message
+        assert message.startswith("msa")
+        assert not result.stdout
+        return message
+
+    return check
+
+
+class Terminal:
+    """The program on a pseudo-terminal: what a person sees and types."""
+
+    def __init__(self, *words, columns=80):
+        self.master, slave = pty.openpty()
+        environment = dict(os.environ, TERM="xterm", LC_ALL="C.UTF-8", COLUMNS=str(columns))
+        self.process = subprocess.Popen(
+            [PROGRAM, *map(str, words)],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=self._take_terminal,
+        )
+        os.close(slave)
+        self.seen = b""
+
+    @staticmethod
+    def _take_terminal():
+        import fcntl
+        import termios
+
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    def type(self, data):
+        os.write(self.master, data if isinstance(data, bytes) else data.encode())
+
+    def wait_for(self, text, timeout=TIMEOUT_SECONDS):
+        """Read until text appears after what was waited for last; returns what came before it."""
+        wanted, end = text.encode(), time.monotonic() + timeout
+        while wanted not in self.seen:
+            left = end - time.monotonic()
+            ready = left > 0 and select.select([self.master], [], [], left)[0]
+            assert ready, f"no {text!r} in {self.seen!r}"
+            try:
+                data = os.read(self.master, 65536)
+            except OSError:
+                data = b""
+            assert data, f"the program ended; no {text!r} in {self.seen!r}"
+            self.seen += data
+        before, self.seen = self.seen.split(wanted, 1)
+        return before
+
+    def finish(self, timeout=TIMEOUT_SECONDS):
+        """Drain the output and return the exit status."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            if select.select([self.master], [], [], 0.05)[0]:
+                try:
+                    data = os.read(self.master, 65536)
+                except OSError:
+                    break
+                if not data:
+                    break
+                self.seen += data
+        return self.process.wait(timeout=max(1, end - time.monotonic()))
+
+    def close(self):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self.master)
+
+
+@pytest.fixture
+def terminal():
+    """Make Terminal objects that are ended with the test."""
+    opened = []
+
+    def make(*words, **kwargs):
+        opened.append(Terminal(*words, **kwargs))
+        return opened[-1]
+
+    yield make
+    for one in opened:
+        one.close()
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """A folder with the smallest random model."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    result = run_msa("make-model", folder, "--preset", "tiny", "--seed", 1)
+    assert result.returncode == 0, result.stderr.decode()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """The folder of golden data, or a skip: MSA_GOLDEN_DIR, or beside the source tree."""
+    folder = pathlib.Path(os.environ.get("MSA_GOLDEN_DIR", SOURCE.parent / "shared" / "golden"))
+    if not folder.is_dir():
+        pytest.skip(f"no golden data; MSA_GOLDEN_DIR names their folder")
+    return folder
