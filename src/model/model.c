@@ -7,7 +7,6 @@
 #include "model/layout.h"
 #include "model/verify.h"
 #include "model/weights.h"
-#include "ops/backend.h"
 
 #include <string.h>
 
@@ -82,7 +81,8 @@ static msa_status open_parts(msa_model *model, const char *dir)
     msa__counts counts;
     MSA_TRY(msa__config_read(&model->config, dir));
     MSA_TRY(read_generation(&model->generation, &model->config, dir));
-    MSA_TRY(msa__weights_open(&model->weights, &model->config, dir, &model->ctx->allocator));
+    MSA_TRY(msa__weights_open(&model->weights, &model->config, dir,
+                              msa__context_allocator(model->ctx)));
     msa__layout_count(&model->config, &counts);
     model->n_parameters = counts.n_parameters;
     model->n_active_parameters = counts.n_active_parameters;
@@ -100,7 +100,8 @@ msa_status msa_model_open(msa_model **out, msa_context *ctx, const char *dir)
                                : "dir");
     }
     *out = NULL;
-    msa_model *model = ctx->allocator.alloc(ctx->allocator.user, sizeof(*model), 64);
+    const msa_allocator *allocator = msa__context_allocator(ctx);
+    msa_model *model = allocator->alloc(allocator->user, sizeof(*model), 64);
     if (!model) return MSA_FAIL(MSA_ENOMEM, "model_open: no memory for the model");
     memset(model, 0, sizeof(*model));
     model->ctx = ctx;
@@ -116,10 +117,10 @@ msa_status msa_model_open(msa_model **out, msa_context *ctx, const char *dir)
 void msa_model_close(msa_model *model)
 {
     if (!model) return;
-    msa_allocator allocator = model->ctx->allocator;
+    const msa_allocator *allocator = msa__context_allocator(model->ctx);
     if (model->weights.checkpoint) msa__weights_close(&model->weights);
     msa__config_free(&model->config);
-    allocator.free(allocator.user, model, sizeof(*model));
+    allocator->free(allocator->user, model, sizeof(*model));
 }
 
 /* ---- questions

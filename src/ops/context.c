@@ -72,6 +72,11 @@ void msa_context_destroy(msa_context *ctx)
     allocator.free(allocator.user, ctx, sizeof(*ctx));
 }
 
+const msa_allocator *msa__context_allocator(const msa_context *ctx)
+{
+    return &ctx->allocator;
+}
+
 int32_t msa_context_threads(const msa_context *ctx)
 {
     return msa__pool_threads(ctx->pool);
