@@ -28,7 +28,7 @@ static double now_s(void)
 
 typedef struct {
     const msa__cpu_kernels *kernels; /* NULL: only read A */
-    int32_t is_bf16, use_dot;
+    int32_t is_bf16, use_gemv;
     int64_t m, n_panels, k, repeats;
     unsigned char *a; /* [threads][m][k] */
     unsigned char *b; /* panels, shared */
@@ -49,15 +49,6 @@ static uint64_t read_all(const unsigned char *data, size_t bytes)
     return sum[0] + sum[1] + sum[2] + sum[3] + sum[4] + sum[5] + sum[6] + sum[7];
 }
 
-static void dot_rows(const job *w, const unsigned char *a, float *c)
-{
-    for (int64_t i = 0; i < w->m; i++) {
-        const void *row = a + (size_t)(i * w->k) * (w->is_bf16 ? 2 : 4);
-        c[i] = w->is_bf16 ? w->kernels->dot_bf16(row, (const uint16_t *)(const void *)w->b, w->k)
-                          : w->kernels->dot_f32(row, (const float *)(const void *)w->b, w->k);
-    }
-}
-
 static void run_item(void *arg, int64_t item, int32_t thread)
 {
     job *w = arg;
@@ -69,8 +60,14 @@ static void run_item(void *arg, int64_t item, int32_t thread)
     for (int64_t r = 0; r < w->repeats; r++) {
         if (!w->kernels) {
             w->sink = read_all(a, (size_t)bytes);
-        } else if (w->use_dot) {
-            dot_rows(w, a, c);
+        } else if (w->use_gemv) {
+            if (w->is_bf16) {
+                w->kernels->gemv_bf16(w->m, 1, w->k, (const uint16_t *)(const void *)a, w->k,
+                                      (const uint16_t *)(const void *)w->b, c, 16);
+            } else {
+                w->kernels->gemv_f32(w->m, 1, w->k, (const float *)(const void *)a, w->k,
+                                     (const float *)(const void *)w->b, c, 16);
+            }
         } else if (w->is_bf16) {
             w->kernels->gemm_bf16(w->m, w->n_panels, w->k, (const uint16_t *)(const void *)a, w->k,
                                   (const uint16_t *)(const void *)w->b, c, 16 * w->n_panels, 0);
@@ -128,10 +125,10 @@ static void stream_rates(msa__pool *pool, job w, const char *name)
         w.n_panels = 1;
         w.repeats = 1;
         int64_t n_items = ((int64_t)256 << 20) / (w.m * w.k * row_bytes);
-        for (w.use_dot = 0; w.use_dot < (w.kernels ? 2 : 1); w.use_dot++) {
+        for (w.use_gemv = 0; w.use_gemv < (w.kernels ? 2 : 1); w.use_gemv++) {
             double seconds = measure(pool, &w, n_items);
             printf("stream %-8s %s %-4s k 4096         %8.1f GB/s\n", name,
-                   w.is_bf16 ? "bf16" : "f32 ", w.kernels ? w.use_dot ? "dot" : "gemm" : "read",
+                   w.is_bf16 ? "bf16" : "f32 ", w.kernels ? w.use_gemv ? "gemv" : "gemm" : "read",
                    (double)(n_items * w.m * w.k * row_bytes) / seconds * 1e-9);
         }
     }

@@ -396,25 +396,82 @@ static void test_order_does_not_depend_on_the_cut(void)
     }
 }
 
-static void test_dot_products(void)
+static void test_gemv_has_the_bits_of_gemm(void)
 {
-    for (int64_t n = 0; n <= 300; n += n < 70 ? 1 : 23) {
-        for (int d = 0; d < 2; d++) {
-            msa_dtype dtype = float_dtypes[d];
-            size_t bytes = (size_t)n * msa_dtype_bytes(dtype);
-            void *a = place(arena_a, bytes, 1), *b = place(arena_b, bytes, 1);
-            double sum = 0, magnitude = 0;
-            fill_rows(a, dtype, 1, n, n);
-            fill_rows(b, dtype, 1, n, n);
-            for (int64_t i = 0; i < n; i++) {
-                double term = (double)load_f32(a, dtype, i) * (double)load_f32(b, dtype, i);
-                sum += term;
-                magnitude += fabs(term);
+    static const int64_t ks[] = {1, 2, 7, 16, 17, 31, 32, 33, 75, 96};
+    for (int d = 0; d < 2; d++) {
+        for (size_t i = 0; i < sizeof(ks) / sizeof(ks[0]); i++) {
+            for (int64_t m = 1; m <= 50; m += m < 18 ? 1 : 7) {
+                product g = new_product(float_dtypes[d], m, 1, ks[i], 1, (int)(m & 1));
+                float narrow[50 * 19];
+                multiply(&g, 0, m, 0, 1, g.c, 0);
+                for (int64_t n = 1; n <= MSA__GEMV_COLUMNS; n++) {
+                    kernels->enter();
+                    if (d == 0) {
+                        kernels->gemv_f32(m, n, g.k, (const float *)(const void *)g.a, g.lda,
+                                          (const float *)(const void *)g.b, narrow, g.ldc);
+                    } else {
+                        kernels->gemv_bf16(m, n, g.k, (const uint16_t *)(const void *)g.a, g.lda,
+                                           (const uint16_t *)(const void *)g.b, narrow, g.ldc);
+                    }
+                    kernels->leave();
+                    for (int64_t r = 0; r < m; r++) {
+                        CHECK(!memcmp(narrow + r * g.ldc, g.c + r * g.ldc, (size_t)n * 4),
+                              "%s m %d k %d columns %d: row %d differs",
+                              msa_dtype_name(float_dtypes[d]), (int)m, (int)g.k, (int)n, (int)r);
+                    }
+                }
             }
-            float got =
-                dtype == MSA_DTYPE_F32 ? kernels->dot_f32(a, b, n) : kernels->dot_bf16(a, b, n);
-            CHECK(fabs((double)got - sum) <= (double)(n + 2) * 0x1p-24 * magnitude,
-                  "%s n = %d: %g, want %g", msa_dtype_name(dtype), (int)n, (double)got, sum);
+        }
+    }
+}
+
+/* Every code under every scale. */
+static void test_mxfp8(void)
+{
+    uint8_t codes[256], scales[8];
+    uint16_t out[256];
+    for (int i = 0; i < 256; i++) codes[i] = (uint8_t)i;
+    for (int scale = 0; scale < 256; scale++) {
+        for (int i = 0; i < 8; i++) scales[i] = (uint8_t)(i & 1 ? 255 - scale : scale);
+        kernels->mxfp8_to_bf16(out, codes, scales, 256);
+        for (int i = 0; i < 256; i++) {
+            float x = fp8_to_f32(codes[i]) * e8m0_to_f32(scales[i / 32]);
+            CHECK(same_float(bf16_to_f32(out[i]), bf16_to_f32(f32_to_bf16(x))),
+                  "code %02x scale %d", i, scales[i / 32]);
+        }
+    }
+}
+
+static void check_unpack(msa_dtype dtype, int64_t n, int64_t n_columns, int32_t accumulate)
+{
+    int64_t ld = n + 2, ldc = n_columns + 3;
+    size_t size = msa_dtype_bytes(dtype);
+    float *c = place(arena_a, (size_t)((n - 1) * ldc + n_columns) * 4, 1);
+    size_t bytes = (size_t)((n_columns - 1) * ld + n) * size;
+    void *dst = place(arena_b, bytes, 1), *want = place(arena_c, bytes, 1);
+    fill_rows(c, MSA_DTYPE_F32, n, n_columns, ldc);
+    fill_rows(dst, dtype, n_columns, n, ld);
+    memcpy(want, dst, bytes);
+    for (int64_t j = 0; j < n_columns; j++) {
+        for (int64_t i = 0; i < n; i++) {
+            float x = c[i * ldc + j];
+            if (accumulate) x += load_f32(want, dtype, j * ld + i);
+            store_f32(want, dtype, j * ld + i, x);
+        }
+    }
+    kernels->unpack_columns(dst, dtype, ld, c, ldc, n_columns, n, accumulate);
+    CHECK(!memcmp(dst, want, bytes), "%s n %d columns %d", msa_dtype_name(dtype), (int)n,
+          (int)n_columns);
+}
+
+static void test_unpack_columns(void)
+{
+    for (int64_t n = 1; n <= 40; n += n < 18 ? 1 : 11) {
+        for (int64_t n_columns = 1; n_columns <= 40; n_columns += n_columns < 18 ? 1 : 11) {
+            for (msa_dtype dtype = MSA_DTYPE_F32; dtype <= MSA_DTYPE_F16; dtype++) {
+                check_unpack(dtype, n, n_columns, (int32_t)(n & 1));
+            }
         }
     }
 }
@@ -437,7 +494,9 @@ int main(void)
         test_packing();
         test_products();
         test_order_does_not_depend_on_the_cut();
-        test_dot_products();
+        test_gemv_has_the_bits_of_gemm();
+        test_mxfp8();
+        test_unpack_columns();
         printf("%s %s\n", n_failures == before ? "ok  " : "FAIL", kernels->name);
     }
     return n_failures != 0;

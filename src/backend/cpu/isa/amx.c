@@ -184,6 +184,14 @@ static void gemm_bf16(int64_t m, int64_t n_panels, int64_t k, const uint16_t *a,
     }
 }
 
+/* One panel of tiles already runs at the speed of reading A. */
+static void gemv_bf16(int64_t m, int64_t n_columns, int64_t k, const uint16_t *a, int64_t lda,
+                      const uint16_t *b, float *c, int64_t ldc)
+{
+    (void)n_columns;
+    gemm_bf16(m, 1, k, a, lda, b, c, ldc, 0);
+}
+
 const msa__cpu_kernels msa__kernels_amx = {
     .name = "amx",
     .usable = msa__amx_usable,
@@ -198,6 +206,8 @@ const msa__cpu_kernels msa__kernels_amx = {
     .to_f32 = msa__avx512_to_f32,
     .to_bf16 = msa__avx512_to_bf16,
     .from_f32 = msa__avx512_from_f32,
-    .dot_f32 = msa__avx512_dot_f32,
-    .dot_bf16 = msa__avx512_dot_bf16,
+    .mxfp8_to_bf16 = msa__avx512_mxfp8_to_bf16,
+    .unpack_columns = msa__avx512_unpack_columns,
+    .gemv_f32 = msa__avx512_gemv_f32,
+    .gemv_bf16 = gemv_bf16,
 };

@@ -48,16 +48,6 @@ static inline __attribute__((always_inline)) void block_f32(int rows, int64_t k,
     store_block(rows, sum, c, ldc, accumulate);
 }
 
-static inline __m256 even_bf16(__m256i pairs)
-{
-    return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
-}
-
-static inline __m256 odd_bf16(__m256i pairs)
-{
-    return _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32((int32_t)0xffff0000u)));
-}
-
 static inline __m256i load_pairs(const uint16_t *a)
 {
     return _mm256_loadu_si256((const __m256i *)(const void *)a);
@@ -122,53 +112,6 @@ static void gemm_bf16(int64_t m, int64_t n_panels, int64_t k, const uint16_t *a,
     }
 }
 
-static float sum_lanes(__m256 x)
-{
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
-}
-
-/* Four sums hide the latency of the multiply-add. */
-static float dot_f32(const float *a, const float *b, int64_t n)
-{
-    __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(),
-                     _mm256_setzero_ps()};
-    int64_t i = 0;
-    for (; i + 32 <= n; i += 32) {
-        for (int s = 0; s < 4; s++) {
-            sum[s] = _mm256_fmadd_ps(_mm256_loadu_ps(a + i + 8 * s), _mm256_loadu_ps(b + i + 8 * s),
-                                     sum[s]);
-        }
-    }
-    float total =
-        sum_lanes(_mm256_add_ps(_mm256_add_ps(sum[0], sum[1]), _mm256_add_ps(sum[2], sum[3])));
-    for (; i < n; i++) {
-        total += load_f32(a, MSA_DTYPE_F32, i) * load_f32(b, MSA_DTYPE_F32, i);
-    }
-    return total;
-}
-
-static float dot_bf16(const uint16_t *a, const uint16_t *b, int64_t n)
-{
-    __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(),
-                     _mm256_setzero_ps()};
-    int64_t i = 0;
-    for (; i + 32 <= n; i += 32) {
-        for (int s = 0; s < 2; s++) {
-            __m256i x = load_pairs(a + i + 16 * s), y = load_pairs(b + i + 16 * s);
-            sum[2 * s] = _mm256_fmadd_ps(even_bf16(x), even_bf16(y), sum[2 * s]);
-            sum[2 * s + 1] = _mm256_fmadd_ps(odd_bf16(x), odd_bf16(y), sum[2 * s + 1]);
-        }
-    }
-    float total =
-        sum_lanes(_mm256_add_ps(_mm256_add_ps(sum[0], sum[1]), _mm256_add_ps(sum[2], sum[3])));
-    for (; i < n; i++) {
-        total += load_f32(a, MSA_DTYPE_BF16, i) * load_f32(b, MSA_DTYPE_BF16, i);
-    }
-    return total;
-}
-
 const msa__cpu_kernels msa__kernels_avx2 = {
     .name = "avx2",
     .usable = msa__avx2_usable,
@@ -183,6 +126,8 @@ const msa__cpu_kernels msa__kernels_avx2 = {
     .to_f32 = msa__avx2_to_f32,
     .to_bf16 = msa__avx2_to_bf16,
     .from_f32 = msa__avx2_from_f32,
-    .dot_f32 = dot_f32,
-    .dot_bf16 = dot_bf16,
+    .mxfp8_to_bf16 = msa__generic_mxfp8_to_bf16,
+    .unpack_columns = msa__avx2_unpack_columns,
+    .gemv_f32 = msa__avx2_gemv_f32,
+    .gemv_bf16 = msa__avx2_gemv_bf16,
 };

@@ -6,6 +6,17 @@
 
 #include <immintrin.h>
 
+/* The two elements of bf16 pairs as f32. */
+static inline __m256 even_bf16(__m256i pairs)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
+}
+
+static inline __m256 odd_bf16(__m256i pairs)
+{
+    return _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32((int32_t)0xffff0000u)));
+}
+
 static inline __m256 widen_bf16_avx2(__m128i h)
 {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));

@@ -2,34 +2,12 @@
  */
 #include "backend/cpu/isa/avx2.h"
 #include "backend/cpu/isa/avx2_load.h"
+#include "backend/cpu/isa/avx2_transpose.h"
 #include "backend/cpu/isa/generic.h"
 
-/* Transpose 8 x 8 32-bit lanes in place. */
-static inline void transpose8(__m256i r[8])
+static inline int64_t dtype_offset(msa_dtype dtype, int64_t i)
 {
-    __m256i t[8];
-    for (int i = 0; i < 8; i += 2) {
-        t[i] = _mm256_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm256_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 8; i += 4) {
-        r[i] = _mm256_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm256_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm256_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm256_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for (int i = 0; i < 4; i++) {
-        t[i] = _mm256_permute2x128_si256(r[i], r[i + 4], 0x20);
-        t[i + 4] = _mm256_permute2x128_si256(r[i], r[i + 4], 0x31);
-    }
-    for (int i = 0; i < 8; i++) r[i] = t[i];
-}
-
-static inline const void *element(const void *src, msa_dtype dtype, int64_t i)
-{
-    return (const char *)src + i * (dtype == MSA_DTYPE_F32       ? 4
-                                    : dtype == MSA_DTYPE_F8_E4M3 ? 1
-                                                                 : 2);
+    return i * (dtype == MSA_DTYPE_F32 ? 4 : dtype == MSA_DTYPE_F8_E4M3 ? 1 : 2);
 }
 
 static inline void store256(void *dst, __m256i x)
@@ -53,7 +31,8 @@ void msa__avx2_pack_columns_f32(float *panel, const void *src, msa_dtype dtype, 
             for (int j = 0; j < 8; j++) store256(panel + (l + j) * MSA__PANEL + half, r[j]);
         }
     }
-    msa__generic_pack_columns_f32(panel + l * MSA__PANEL, element(src, dtype, l), dtype, ld, n_rows,
+    msa__generic_pack_columns_f32(panel + l * MSA__PANEL,
+                                  (const char *)src + dtype_offset(dtype, l), dtype, ld, n_rows,
                                   k - l);
 }
 
@@ -74,8 +53,9 @@ void msa__avx2_pack_columns_bf16(uint16_t *panel, const void *src, msa_dtype dty
             }
         }
     }
-    msa__generic_pack_columns_bf16(panel + l * MSA__PANEL, element(src, dtype, l), dtype, ld,
-                                   n_rows, k - l);
+    msa__generic_pack_columns_bf16(panel + l * MSA__PANEL,
+                                   (const char *)src + dtype_offset(dtype, l), dtype, ld, n_rows,
+                                   k - l);
 }
 
 void msa__avx2_pack_rows_f32(float *panels, const void *src, msa_dtype dtype, int64_t ld,
@@ -114,14 +94,14 @@ void msa__avx2_to_f32(float *dst, const void *src, msa_dtype dtype, int64_t n)
 {
     int64_t i = 0;
     for (; i + 8 <= n; i += 8) _mm256_storeu_ps(dst + i, load8_f32(src, dtype, i));
-    msa__generic_to_f32(dst + i, element(src, dtype, i), dtype, n - i);
+    msa__generic_to_f32(dst + i, (const char *)src + dtype_offset(dtype, i), dtype, n - i);
 }
 
 void msa__avx2_to_bf16(uint16_t *dst, const void *src, msa_dtype dtype, int64_t n)
 {
     int64_t i = 0;
     for (; i + 16 <= n; i += 16) store256(dst + i, load16_bf16_avx2(src, dtype, i));
-    msa__generic_to_bf16(dst + i, element(src, dtype, i), dtype, n - i);
+    msa__generic_to_bf16(dst + i, (const char *)src + dtype_offset(dtype, i), dtype, n - i);
 }
 
 void msa__avx2_from_f32(void *dst, msa_dtype dtype, const float *src, int64_t n)
@@ -138,6 +118,33 @@ void msa__avx2_from_f32(void *dst, msa_dtype dtype, const float *src, int64_t n)
             _mm_storeu_si128((__m128i *)(void *)((uint16_t *)dst + i), h);
         }
     }
-    msa__generic_from_f32((char *)dst + ((const char *)element(src, dtype, i) - (const char *)src),
-                          dtype, src + i, n - i);
+    msa__generic_from_f32((char *)dst + dtype_offset(dtype, i), dtype, src + i, n - i);
+}
+
+/* The part that fills whole vectors; at the edges the portable code. */
+void msa__avx2_unpack_columns(void *dst, msa_dtype dtype, int64_t ld, const float *c, int64_t ldc,
+                              int64_t n_columns, int64_t n, int32_t accumulate)
+{
+    int64_t whole_n = n - n % 8, whole_columns = n_columns - n_columns % 8;
+    for (int64_t i = 0; i < whole_n; i += 8) {
+        for (int64_t j = 0; j < whole_columns; j += 8) {
+            __m256i r[8];
+            for (int q = 0; q < 8; q++) {
+                r[q] = _mm256_castps_si256(_mm256_loadu_ps(c + (i + q) * ldc + j));
+            }
+            transpose8(r);
+            for (int q = 0; q < 8; q++) {
+                float x[8];
+                __m256 sum = _mm256_castsi256_ps(r[q]);
+                int64_t at = (j + q) * ld + i;
+                if (accumulate) sum = _mm256_add_ps(sum, load8_f32(dst, dtype, at));
+                _mm256_storeu_ps(x, sum);
+                msa__avx2_from_f32((char *)dst + dtype_offset(dtype, at), dtype, x, 8);
+            }
+        }
+    }
+    msa__generic_unpack_columns((char *)dst + dtype_offset(dtype, whole_n), dtype, ld,
+                                c + whole_n * ldc, ldc, whole_columns, n - whole_n, accumulate);
+    msa__generic_unpack_columns((char *)dst + dtype_offset(dtype, whole_columns * ld), dtype, ld,
+                                c + whole_columns, ldc, n_columns - whole_columns, n, accumulate);
 }

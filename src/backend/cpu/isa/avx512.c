@@ -152,47 +152,6 @@ static void gemm_bf16(int64_t m, int64_t n_panels, int64_t k, const uint16_t *a,
     }
 }
 
-/* Four sums hide the latency of the multiply-add. */
-float msa__avx512_dot_f32(const float *a, const float *b, int64_t n)
-{
-    __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
-                     _mm512_setzero_ps()};
-    int64_t i = 0;
-    for (; i + 64 <= n; i += 64) {
-        for (int s = 0; s < 4; s++) {
-            sum[s] = _mm512_fmadd_ps(_mm512_loadu_ps(a + i + 16 * s),
-                                     _mm512_loadu_ps(b + i + 16 * s), sum[s]);
-        }
-    }
-    for (; i < n; i += 16) {
-        __mmask16 mask = first16(n - i);
-        sum[0] = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, a + i),
-                                 _mm512_maskz_loadu_ps(mask, b + i), sum[0]);
-    }
-    return _mm512_reduce_add_ps(
-        _mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3])));
-}
-
-float msa__avx512_dot_bf16(const uint16_t *a, const uint16_t *b, int64_t n)
-{
-    __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
-                     _mm512_setzero_ps()};
-    int64_t i = 0;
-    for (; i + 128 <= n; i += 128) {
-        for (int s = 0; s < 4; s++) {
-            sum[s] = _mm512_dpbf16_ps(sum[s], (__m512bh)_mm512_loadu_si512(a + i + 32 * s),
-                                      (__m512bh)_mm512_loadu_si512(b + i + 32 * s));
-        }
-    }
-    for (; i < n; i += 32) {
-        __mmask32 mask = first32(n - i);
-        sum[0] = _mm512_dpbf16_ps(sum[0], (__m512bh)_mm512_maskz_loadu_epi16(mask, a + i),
-                                  (__m512bh)_mm512_maskz_loadu_epi16(mask, b + i));
-    }
-    return _mm512_reduce_add_ps(
-        _mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3])));
-}
-
 const msa__cpu_kernels msa__kernels_avx512 = {
     .name = "avx512",
     .usable = msa__avx512_usable,
@@ -207,6 +166,8 @@ const msa__cpu_kernels msa__kernels_avx512 = {
     .to_f32 = msa__avx512_to_f32,
     .to_bf16 = msa__avx512_to_bf16,
     .from_f32 = msa__avx512_from_f32,
-    .dot_f32 = msa__avx512_dot_f32,
-    .dot_bf16 = msa__avx512_dot_bf16,
+    .mxfp8_to_bf16 = msa__avx512_mxfp8_to_bf16,
+    .unpack_columns = msa__avx512_unpack_columns,
+    .gemv_f32 = msa__avx512_gemv_f32,
+    .gemv_bf16 = msa__avx512_gemv_bf16,
 };

@@ -6,8 +6,6 @@
 
 void msa__avx512_gemm_f32(int64_t m, int64_t n_panels, int64_t k, const float *a, int64_t lda,
                           const float *b, float *c, int64_t ldc, int32_t accumulate);
-float msa__avx512_dot_f32(const float *a, const float *b, int64_t n);
-float msa__avx512_dot_bf16(const uint16_t *a, const uint16_t *b, int64_t n);
 
 void msa__avx512_pack_columns_f32(float *panel, const void *src, msa_dtype dtype, int64_t ld,
                                   int64_t n_rows, int64_t k);
@@ -20,5 +18,13 @@ void msa__avx512_pack_rows_bf16(uint16_t *panels, const void *src, msa_dtype dty
 void msa__avx512_to_f32(float *dst, const void *src, msa_dtype dtype, int64_t n);
 void msa__avx512_to_bf16(uint16_t *dst, const void *src, msa_dtype dtype, int64_t n);
 void msa__avx512_from_f32(void *dst, msa_dtype dtype, const float *src, int64_t n);
+void msa__avx512_mxfp8_to_bf16(uint16_t *dst, const uint8_t *src, const uint8_t *scales, int64_t n);
+void msa__avx512_unpack_columns(void *dst, msa_dtype dtype, int64_t ld, const float *c, int64_t ldc,
+                                int64_t n_columns, int64_t n, int32_t accumulate);
+
+void msa__avx512_gemv_f32(int64_t m, int64_t n_columns, int64_t k, const float *a, int64_t lda,
+                          const float *b, float *c, int64_t ldc);
+void msa__avx512_gemv_bf16(int64_t m, int64_t n_columns, int64_t k, const uint16_t *a, int64_t lda,
+                           const uint16_t *b, float *c, int64_t ldc);
 
 #endif

@@ -1,35 +1,8 @@
 /* Packing and conversions with AVX-512; masked loads never touch memory outside the rows. */
 #include "backend/cpu/isa/avx512.h"
 #include "backend/cpu/isa/avx512_load.h"
-
-/* Transpose 16 x 16 32-bit lanes in place. */
-static inline void transpose16(__m512i r[16])
-{
-    __m512i t[16];
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for (int i = 0; i < 4;
-         i++) { /* r[4 q + i] holds columns i, i + 4, ... of rows 4 q .. 4 q + 3 */
-        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-    }
-    for (int i = 0; i < 4; i++) {
-        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-        r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
-    }
-}
+#include "backend/cpu/isa/avx512_transpose.h"
+#include "backend/cpu/isa/generic.h"
 
 void msa__avx512_pack_columns_f32(float *panel, const void *src, msa_dtype dtype, int64_t ld,
                                   int64_t n_rows, int64_t k)
@@ -114,5 +87,58 @@ void msa__avx512_from_f32(void *dst, msa_dtype dtype, const float *src, int64_t 
     for (int64_t i = 0; i < n; i += 16) {
         __mmask16 mask = first16(n - i);
         store16_f32(dst, dtype, i, mask, _mm512_maskz_loadu_ps(mask, src + i));
+    }
+}
+
+void msa__avx512_unpack_columns(void *dst, msa_dtype dtype, int64_t ld, const float *c, int64_t ldc,
+                                int64_t n_columns, int64_t n, int32_t accumulate)
+{
+    for (int64_t i = 0; i < n; i += 16) {
+        for (int64_t j = 0; j < n_columns; j += 16) {
+            __m512i r[16];
+            __mmask16 rows = first16(n - i), columns = first16(n_columns - j);
+            for (int q = 0; q < 16; q++) {
+                __mmask16 mask = rows >> q & 1 ? columns : 0;
+                r[q] = _mm512_maskz_loadu_epi32(mask, c + (i + q) * ldc + j);
+            }
+            transpose16(r);
+            for (int64_t q = 0; q < 16 && j + q < n_columns; q++) {
+                __m512 x = _mm512_castsi512_ps(r[q]);
+                int64_t at = (j + q) * ld + i;
+                if (accumulate) x = _mm512_add_ps(x, load16_f32(dst, dtype, at, rows));
+                store16_f32(dst, dtype, at, rows, x);
+            }
+        }
+    }
+}
+
+/* E4M3 to bf16 in 16-bit lanes: rebase the exponent by the scale; a subnormal code looks up its
+ * value times 2^9. Scales near the ends of the range, where bf16 would overflow or lose bits, go
+ * through f32. */
+void msa__avx512_mxfp8_to_bf16(uint16_t *dst, const uint8_t *src, const uint8_t *scales, int64_t n)
+{
+    /* bf16 of m, m = 0..7, in lanes 0..7 */
+    const __m512i subnormals = _mm512_castsi128_si512(
+        _mm_setr_epi16(0, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0));
+    for (int64_t i = 0; i < n; i += 32) {
+        int scale = scales[i / 32];
+        if (scale < 16 || scale > 240) {
+            msa__generic_mxfp8_to_bf16(dst + i, src + i, scales + i / 32, 32);
+            continue;
+        }
+        __m512i code = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const void *)(src + i)));
+        __m512i magnitude = _mm512_and_si512(code, _mm512_set1_epi16(0x7f));
+        __m512i sign = _mm512_slli_epi16(_mm512_andnot_si512(_mm512_set1_epi16(0x7f), code), 8);
+        __m512i x = _mm512_add_epi16(_mm512_slli_epi16(magnitude, 4),
+                                     _mm512_set1_epi16((int16_t)((scale - 7) * 128)));
+        __mmask32 is_small = _mm512_cmplt_epu16_mask(magnitude, _mm512_set1_epi16(8));
+        __mmask32 is_zero = _mm512_testn_epi16_mask(magnitude, magnitude);
+        __mmask32 is_nan = _mm512_cmpeq_epi16_mask(magnitude, _mm512_set1_epi16(0x7f));
+        __m512i small = _mm512_add_epi16(_mm512_permutexvar_epi16(magnitude, subnormals),
+                                         _mm512_set1_epi16((int16_t)((scale - 127 - 9) * 128)));
+        x = _mm512_mask_mov_epi16(x, is_small, small);
+        x = _mm512_mask_mov_epi16(x, is_nan, _mm512_set1_epi16(0x7fc0));
+        x = _mm512_mask_mov_epi16(x, is_zero, _mm512_setzero_si512());
+        _mm512_storeu_si512(dst + i, _mm512_or_si512(x, sign));
     }
 }

@@ -127,23 +127,50 @@ void msa__generic_from_f32(void *dst, msa_dtype dtype, const float *src, int64_t
     for (int64_t i = 0; i < n; i++) store_f32(dst, dtype, i, src[i]);
 }
 
-/* Eight partial sums: as many independent chains as the compiler can keep in registers. */
-static float dot_f32(const float *a, const float *b, int64_t n)
+void msa__generic_mxfp8_to_bf16(uint16_t *dst, const uint8_t *src, const uint8_t *scales, int64_t n)
 {
-    float sum[8] = {0};
     for (int64_t i = 0; i < n; i++) {
-        sum[i % 8] += load_f32(a, MSA_DTYPE_F32, i) * load_f32(b, MSA_DTYPE_F32, i);
+        dst[i] = f32_to_bf16(fp8_to_f32(src[i]) * e8m0_to_f32(scales[i / 32]));
     }
-    return ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7]));
 }
 
-static float dot_bf16(const uint16_t *a, const uint16_t *b, int64_t n)
+void msa__generic_unpack_columns(void *dst, msa_dtype dtype, int64_t ld, const float *c,
+                                 int64_t ldc, int64_t n_columns, int64_t n, int32_t accumulate)
 {
-    float sum[8] = {0};
-    for (int64_t i = 0; i < n; i++) {
-        sum[i % 8] += load_f32(a, MSA_DTYPE_BF16, i) * load_f32(b, MSA_DTYPE_BF16, i);
+    for (int64_t j = 0; j < n_columns; j++) {
+        for (int64_t i = 0; i < n; i++) {
+            float x = c[i * ldc + j];
+            if (accumulate) x += load_f32(dst, dtype, j * ld + i);
+            store_f32(dst, dtype, j * ld + i, x);
+        }
     }
-    return ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7]));
+}
+
+static void gemv_f32(int64_t m, int64_t n_columns, int64_t k, const float *a, int64_t lda,
+                     const float *b, float *c, int64_t ldc)
+{
+    for (int64_t i = 0; i < m; i++) {
+        float sum[MSA__GEMV_COLUMNS] = {0};
+        for (int64_t l = 0; l < k; l++) {
+            float x = load_f32(a, MSA_DTYPE_F32, i * lda + l);
+            for (int64_t j = 0; j < n_columns; j++) sum[j] += x * b[l * MSA__PANEL + j];
+        }
+        memcpy(c + i * ldc, sum, (size_t)n_columns * sizeof(*sum));
+    }
+}
+
+static void gemv_bf16(int64_t m, int64_t n_columns, int64_t k, const uint16_t *a, int64_t lda,
+                      const uint16_t *b, float *c, int64_t ldc)
+{
+    for (int64_t i = 0; i < m; i++) {
+        float sum[MSA__GEMV_COLUMNS] = {0};
+        for (int64_t l = 0; l < k; l++) {
+            const uint16_t *row = b + (l / 2) * 2 * MSA__PANEL + (l & 1);
+            float x = load_f32(a, MSA_DTYPE_BF16, i * lda + l);
+            for (int64_t j = 0; j < n_columns; j++) sum[j] += x * bf16_to_f32(row[2 * j]);
+        }
+        memcpy(c + i * ldc, sum, (size_t)n_columns * sizeof(*sum));
+    }
 }
 
 const msa__cpu_kernels msa__kernels_generic = {
@@ -160,6 +187,8 @@ const msa__cpu_kernels msa__kernels_generic = {
     .to_f32 = msa__generic_to_f32,
     .to_bf16 = msa__generic_to_bf16,
     .from_f32 = msa__generic_from_f32,
-    .dot_f32 = dot_f32,
-    .dot_bf16 = dot_bf16,
+    .mxfp8_to_bf16 = msa__generic_mxfp8_to_bf16,
+    .unpack_columns = msa__generic_unpack_columns,
+    .gemv_f32 = gemv_f32,
+    .gemv_bf16 = gemv_bf16,
 };

@@ -19,13 +19,15 @@
 
 #include "msa/tensor.h"
 
-#define MSA__PANEL 16
+#define MSA__PANEL        16
+#define MSA__GEMV_COLUMNS 4
 
 typedef struct msa__cpu_kernels {
     const char *name;
     int32_t (*usable)(void); /* this machine can run it; asks the system for AMX permission */
 
-    /* Around a run of gemm_bf16 calls on one thread (AMX loads and releases its tile shapes). */
+    /* Around a run of gemm_bf16 and gemv_bf16 calls on one thread (AMX loads and releases its tile
+     * shapes). */
     void (*enter)(void);
     void (*leave)(void);
 
@@ -52,9 +54,20 @@ typedef struct msa__cpu_kernels {
     void (*to_bf16)(uint16_t *dst, const void *src, msa_dtype dtype, int64_t n);
     void (*from_f32)(void *dst, msa_dtype dtype, const float *src, int64_t n);
 
-    /* sum_i a[i] * b[i] for one row against one vector: the matrix-vector product of decode. */
-    float (*dot_f32)(const float *a, const float *b, int64_t n);
-    float (*dot_bf16)(const uint16_t *a, const uint16_t *b, int64_t n);
+    /* n values of an MXFP8 row, one scale byte per 32; n is a multiple of 32. */
+    void (*mxfp8_to_bf16)(uint16_t *dst, const uint8_t *src, const uint8_t *scales, int64_t n);
+
+    /* C back to rows: dst[j * ld + i] (+)= c[i * ldc + j], 0 <= i < n, 0 <= j < n_columns; one sum
+     * in f32, one rounding. */
+    void (*unpack_columns)(void *dst, msa_dtype dtype, int64_t ld, const float *c, int64_t ldc,
+                           int64_t n_columns, int64_t n, int32_t accumulate);
+
+    /* The first n_columns (1..MSA__GEMV_COLUMNS) columns of gemm with one panel, the same bits, at
+     * the speed of reading A. The panel's other columns of C may be overwritten. */
+    void (*gemv_f32)(int64_t m, int64_t n_columns, int64_t k, const float *a, int64_t lda,
+                     const float *b, float *c, int64_t ldc);
+    void (*gemv_bf16)(int64_t m, int64_t n_columns, int64_t k, const uint16_t *a, int64_t lda,
+                      const uint16_t *b, float *c, int64_t ldc);
 
     /* Attention steps over tiles; defined beside their use. */
     const struct msa__attend_kernels *attend;
