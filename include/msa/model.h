@@ -12,7 +12,7 @@ extern "C" {
 
 typedef struct msa_tokenizer msa_tokenizer;
 
-/* Read tokenizer.json (byte-level BPE) and tokenizer_config.json of a folder.
+/* Read tokenizer.json (byte-level BPE) of a folder.
  *
  * Ownership *out is owned: msa_tokenizer_close; immutable afterwards, any thread may use it
  * Errors    MSA_EIO missing file; MSA_EFORMAT file, key, value and rule; MSA_EUNSUPPORTED a
@@ -24,7 +24,7 @@ MSA_API void msa_tokenizer_close(msa_tokenizer *tokenizer);
 /* Ids of a UTF-8 text (bytes may contain NUL); added tokens in the text become their ids, nothing
  * is added at the ends. Invalid UTF-8 gives MSA_EFORMAT with the byte offset.
  *
- * Ownership *ids is owned: msa_free
+ * Ownership *ids is owned: msa_free; NULL for an empty text
  */
 MSA_API MSA_CHECK_RESULT msa_status msa_tokenizer_encode(const msa_tokenizer *tokenizer,
                                                          const char *text, size_t text_bytes,
@@ -40,6 +40,14 @@ MSA_API int32_t msa_tokenizer_size(const msa_tokenizer *tokenizer); /* largest i
 MSA_API int32_t msa_tokenizer_find(const msa_tokenizer *tokenizer,
                                    const char *token); /* -1: none */
 
+/* The first character of bytes[0..n): its length, and whether it is valid. Of an ill-formed sequence,
+ * the length of the part that one U+FFFD stands for (at least 1 unless n = 0), and *valid = 0. */
+MSA_API size_t msa_utf8_next(const char *bytes, size_t n, int32_t *valid);
+
+/* Length of the longest prefix that does not end inside a character which more bytes could complete:
+ * what a stream of decoded tokens can show so far. */
+MSA_API size_t msa_utf8_complete(const char *bytes, size_t n);
+
 /* Memory returned by the functions of this header. */
 MSA_API void msa_free(void *ptr);
 
@@ -53,6 +61,10 @@ MSA_API void msa_free(void *ptr);
  */
 MSA_API MSA_CHECK_RESULT msa_status msa_chat_render(const char *request, size_t request_bytes,
                                                     char **text, size_t *text_bytes);
+
+/* MSA_OK when the prompt above is the one of the model in a folder: dir/config.json says MiniMax-M3.
+ * Errors    MSA_EUNSUPPORTED another model_type; MSA_EIO, MSA_EFORMAT */
+MSA_API MSA_CHECK_RESULT msa_status msa_chat_check(const char *dir);
 
 /* ---- configuration ------------------------------------------------------------------------ */
 
