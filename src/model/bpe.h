@@ -7,7 +7,7 @@
 #define MSA_MODEL_BPE_H
 
 #include "model/names.h"
-#include "model/text.h"
+#include "model/buffers.h"
 
 #include <stdatomic.h>
 

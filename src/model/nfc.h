@@ -2,7 +2,7 @@
 #ifndef MSA_MODEL_NFC_H
 #define MSA_MODEL_NFC_H
 
-#include "model/text.h"
+#include "model/buffers.h"
 
 /* Whether the text holds anything that normalization could change (a quick test: no false
  * negatives). */

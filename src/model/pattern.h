@@ -6,7 +6,7 @@
 #ifndef MSA_MODEL_PATTERN_H
 #define MSA_MODEL_PATTERN_H
 
-#include "model/text.h"
+#include "model/buffers.h"
 
 typedef struct msa__pattern msa__pattern; /* immutable: any number of threads match with it */
 

@@ -2,7 +2,7 @@
 #ifndef MSA_MODEL_PATTERN_SYNTAX_H
 #define MSA_MODEL_PATTERN_SYNTAX_H
 
-#include "model/text.h"
+#include "model/buffers.h"
 
 /* Append the PCRE2 form of an Oniguruma pattern.
  * Errors    MSA_EUNSUPPORTED construct and place; MSA_ENOMEM */

@@ -3,7 +3,7 @@
 #define MSA_MODEL_PYTHON_TEXT_H
 
 #include "model/json.h"
-#include "model/text.h"
+#include "model/buffers.h"
 
 /* Append a number as str() and json.dumps() print it: an integer in full; any other as the shortest
  * digits that read back to the same double (3.0, 100000.0, 1e+16, 1e-05, -0.0).

@@ -3,8 +3,8 @@
  * A failed addition is remembered, later ones do nothing, and finishing reports it: writers need
  * not check every piece.
  */
-#ifndef MSA_MODEL_TEXT_H
-#define MSA_MODEL_TEXT_H
+#ifndef MSA_MODEL_BUFFERS_H
+#define MSA_MODEL_BUFFERS_H
 
 #include "msa/model.h"
 

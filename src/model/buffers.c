@@ -1,5 +1,5 @@
-/* Growing buffers; see text.h. */
-#include "model/text.h"
+/* Growing buffers; see buffers.h. */
+#include "model/buffers.h"
 
 #include "base/alloc.h"
 #include "base/error.h"
