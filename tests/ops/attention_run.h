@@ -1,0 +1,36 @@
+/* Run an attention operator on a problem: plan, workspace between guards, outputs between poison,
+ * and everything back in contiguous arrays. */
+#ifndef MSA_TESTS_ATTENTION_RUN_H
+#define MSA_TESTS_ATTENTION_RUN_H
+
+#include "ops/problem.h"
+
+/* Contiguous outputs; free with results_free. Arrays an operator did not write are NULL. */
+typedef struct results {
+    int32_t *blocks;     /* [T, Hkv, K] */
+    float *block_scores; /* [T, Hkv, N] */
+    float *index_lse;    /* [T, Hkv] */
+    float *out;          /* [T, Hq, D] */
+    float *lse;          /* [T, Hq] */
+} results;
+
+void results_free(results *r);
+
+/* 1 when the context's backend has every attention operator; prints and counts when it has not. */
+int has_attention(const msa_context *ctx);
+
+/* The calls as a caller would make them; a test may change them before it runs them. Outputs are
+ * left absent. */
+msa_select_args select_args(const problem *p);
+msa_attend_args attend_args(const problem *p, const msa_tensor *blocks);
+msa_dense_attend_args dense_args(const problem *p);
+
+/* Rows [T, Hkv, K] in memory as the tensor operators take; free(data). */
+msa_tensor rows_tensor(const problem *p, const int32_t *rows, int32_t topk);
+
+void run_select(msa_context *ctx, const problem *p, results *r); /* all three outputs */
+void run_attend(msa_context *ctx, const problem *p, const int32_t *rows, results *r);
+void run_dense(msa_context *ctx, const problem *p, const msa_dense_attend_args *options,
+               results *r);
+
+#endif

@@ -1,0 +1,345 @@
+/* attend, dense_attend, attend_merge and kv_append against the float64 oracle, on every backend and
+ * instruction set. */
+#include "harness/cmocka_all.h"
+
+#include "base/numeric.h"
+#include "base/rng.h"
+#include "ops/backend.h"
+#include "ops/cases.h"
+#include "ops/layer_fixture.h"
+#include "ops/oracle.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+/* ---- attend ---------------------------------------------------------------------------------- */
+
+static void label_case(char *label, size_t bytes, msa_context *ctx, const problem_spec *spec)
+{
+    snprintf(label, bytes, "%s: %s %s/%s %s", context_label(ctx), spec->name,
+             msa_dtype_name(spec->q_dtype), msa_dtype_name(spec->cache_dtype),
+             spec->paged ? "paged" : "packed");
+}
+
+static void check_attend_case(const problem_spec *spec, void *arg)
+{
+    (void)arg;
+    problem *p = problem_create(spec, 21);
+    double *scores = oracle_block_scores(p);
+    int32_t *rows = oracle_rows(p, scores);
+    oracle_output want = oracle_attend(p, rows);
+    msa_context *ctx;
+    for (int32_t c = 0; (ctx = context_at(c)) != NULL; c++) {
+        if (!has_attention(ctx)) continue;
+        char label[160];
+        results r;
+        label_case(label, sizeof(label), ctx, spec);
+        run_attend(ctx, p, rows, &r);
+        expect_attention(label, p, &want, &r);
+        results_free(&r);
+    }
+    oracle_output_free(&want);
+    free(rows);
+    free(scores);
+    problem_free(p);
+}
+
+static void test_attend_cases(void **state)
+{
+    (void)state;
+    for_each_case(check_attend_case, NULL);
+}
+
+/* Rows a caller made: empty, without the local block, shorter than K, the same for all tokens. */
+static void test_attend_honours_foreign_rows(void **state)
+{
+    (void)state;
+    problem_spec spec = case_named("t-2-below-s");
+    problem *p = problem_create(&spec, 22);
+    int64_t n_rows = p->n_tokens * spec.n_kv_heads;
+    int32_t *rows = malloc((size_t)(n_rows * spec.topk) * sizeof(int32_t));
+    for (int64_t row = 0; row < n_rows; row++) {
+        int32_t local = p->position[row / spec.n_kv_heads] / spec.block_size;
+        const int32_t kinds[5][5] = {{-1, -1, -1, -1, -1},
+                                     {0, -1, -1, -1, -1},
+                                     {1, 3, -1, -1, -1},
+                                     {local, -1, -1, -1, -1},
+                                     {0, 1, 2, 3, local}};
+        memcpy(rows + row * spec.topk, kinds[row % 5], sizeof(kinds[0]));
+    }
+    oracle_output want = oracle_attend(p, rows);
+    msa_context *ctx;
+    for (int32_t c = 0; (ctx = context_at(c)) != NULL; c++) {
+        if (!has_attention(ctx)) continue;
+        results r;
+        run_attend(ctx, p, rows, &r);
+        expect_attention(context_label(ctx), p, &want, &r);
+        assert_true(r.lse[0] == -INFINITY); /* an empty row */
+        assert_true(r.out[0] == 0 && !signbit(r.out[0]));
+        results_free(&r);
+    }
+    oracle_output_free(&want);
+    free(rows);
+    problem_free(p);
+}
+
+/* ---- dense attend ---------------------------------------------------------------------------- */
+
+typedef struct dense_option {
+    int64_t window, n_sink_tokens;
+    int32_t has_sink_logit;
+} dense_option;
+
+static void check_dense_option(const problem *p, const dense_option *option)
+{
+    float sink_logits[64];
+    for (int h = 0; h < 64; h++)
+        sink_logits[h] = h % 3 == 2 ? -INFINITY : 0.5f * (float)(h % 5) - 1;
+    msa_dense_attend_args args = dense_args(p);
+    args.window = option->window;
+    args.n_sink_tokens = option->n_sink_tokens;
+    args.sink_logit = option->has_sink_logit ? sink_logits : NULL;
+    oracle_output want = oracle_dense(p, args.window, args.n_sink_tokens, args.sink_logit);
+    msa_context *ctx;
+    for (int32_t c = 0; (ctx = context_at(c)) != NULL; c++) {
+        if (!has_attention(ctx)) continue;
+        char label[160];
+        results r;
+        label_case(label, sizeof(label), ctx, &p->spec);
+        run_dense(ctx, p, &args, &r);
+        expect_attention(label, p, &want, &r);
+        results_free(&r);
+    }
+    oracle_output_free(&want);
+}
+
+static void check_dense_case(const problem_spec *spec, void *arg)
+{
+    (void)arg;
+    static const dense_option options[] = {
+        {0, 0, 0}, {1, 0, 0}, {17, 0, 1}, {40, 3, 0}, {5, 70, 1}};
+    problem *p = problem_create(spec, 23);
+    for (int n = 0; n < 5; n++) check_dense_option(p, &options[n]);
+    problem_free(p);
+}
+
+static void test_dense_cases(void **state)
+{
+    (void)state;
+    for_each_case(check_dense_case, NULL);
+}
+
+/* ---- merge ----------------------------------------------------------------------------------- */
+
+enum { MERGE_TOKENS = 9, MERGE_HEADS = 3, MERGE_DIM = 48 };
+
+static float merge_input(uint64_t tensor, int64_t i)
+{
+    uint32_t words[4];
+    msa__philox(31, (uint64_t)i, tensor, words);
+    return (float)(int32_t)words[0] * 0x1p-30f;
+}
+
+static void check_merge(msa_context *ctx, msa_dtype dtype)
+{
+    enum { N = MERGE_TOKENS * MERGE_HEADS };
+    msa_tensor parts[3], lses[3];
+    for (int t = 0; t < 3; t++) {
+        parts[t] = poisoned_tensor(dtype, 3, MERGE_TOKENS, MERGE_HEADS, MERGE_DIM, 1, 3);
+        lses[t] = poisoned_tensor(MSA_DTYPE_F32, 2, MERGE_TOKENS, MERGE_HEADS, 1, 1, 2);
+        for (int64_t row = 0; row < N && t < 2; row++) {
+            float lse = 20 * merge_input((uint64_t)t, row);
+            int empty = row % 4 == t + 1 || row % 4 == 3; /* one side, the other, both */
+            *((float *)lses[t].data + row / MERGE_HEADS * 5 + row % MERGE_HEADS) =
+                empty ? -INFINITY : lse;
+            for (int64_t d = 0; d < MERGE_DIM && !empty; d++) { /* an empty side keeps its NaN */
+                store_f32(parts[t].data, dtype, row * (MERGE_DIM + 3) + d,
+                          merge_input((uint64_t)t + 2, row * MERGE_DIM + d));
+            }
+        }
+    }
+    msa_attend_merge_args args;
+    msa_attend_merge_args_init(&args);
+    args.out_a = parts[0];
+    args.lse_a = lses[0];
+    args.out_b = parts[1];
+    args.lse_b = lses[1];
+    args.out = parts[2];
+    args.lse = lses[2];
+    EXPECT_OK(msa_attend_merge(ctx, &args));
+
+    float a[N * MERGE_DIM], b[N * MERGE_DIM];
+    float *out = malloc(sizeof(a)), lse_a[N], lse_b[N], lse[N];
+    read_tensor(&parts[0], a);
+    read_tensor(&parts[1], b);
+    read_tensor(&parts[2], out);
+    read_tensor(&lses[0], lse_a);
+    read_tensor(&lses[1], lse_b);
+    read_tensor(&lses[2], lse);
+    double rounding = dtype == MSA_DTYPE_F32 ? 1e-6 : dtype == MSA_DTYPE_F16 ? 0x1p-10 : 0x1p-7;
+    for (int64_t row = 0; row < N; row++) {
+        double w_a = exp((double)lse_a[row]), w_b = exp((double)lse_b[row]); /* (M12) unshifted */
+        double l = w_a + w_b == 0 ? -HUGE_VAL : log(w_a + w_b);
+        expect_numbers("merged lse", &lse[row], &l, 1, 1e-5, 1e-6);
+        for (int64_t d = 0; d < MERGE_DIM; d++) {
+            int64_t i = row * MERGE_DIM + d;
+            double x = (w_a > 0 ? w_a * (double)a[i] : 0) + (w_b > 0 ? w_b * (double)b[i] : 0);
+            x = w_a + w_b == 0 ? 0 : x / (w_a + w_b);
+            expect_numbers(context_label(ctx), &out[i], &x, 1, 1e-5, rounding);
+        }
+    }
+    /* In place, without the LSE: the same bytes. */
+    args.out = parts[0];
+    args.lse = (msa_tensor){0};
+    EXPECT_OK(msa_attend_merge(ctx, &args));
+    read_tensor(&parts[0], a);
+    expect_same_floats("merge in place", a, out, N * MERGE_DIM);
+    free(out);
+    for (int t = 0; t < 3; t++) {
+        free(parts[t].data);
+        free(lses[t].data);
+    }
+}
+
+static void test_merge(void **state)
+{
+    (void)state;
+    msa_context *ctx;
+    for (int32_t c = 0; (ctx = context_at(c)) != NULL; c++) {
+        for (msa_dtype dtype = 0; dtype < 3 && has_attention(ctx); dtype++) check_merge(ctx, dtype);
+    }
+}
+
+/* ---- kv_append ------------------------------------------------------------------------------- */
+
+/* Poison the slots of the new tokens, append their rows, and expect the very bytes that were there.
+ */
+static void check_append_case(const problem_spec *spec, void *arg)
+{
+    (void)arg;
+    msa_context *ctx;
+    for (int32_t c = 0; (ctx = context_at(c)) != NULL; c++) {
+        if (!has_attention(ctx)) continue;
+        problem *p = problem_create(spec, 24);
+        msa_tensor *lanes[3] = {&p->kv.k, &p->kv.v, &p->kv.k_index};
+        int64_t dims[3] = {spec->head_dim, spec->head_dim, spec->index_dim};
+        size_t bytes[3];
+        unsigned char *before[3];
+        msa_tensor rows[3];
+        for (int l = 0; l < 3; l++) {
+            int64_t heads = l == 2 ? 1 : spec->n_kv_heads;
+            bytes[l] = (size_t)(lanes[l]->shape[0] * lanes[l]->stride[0]) *
+                       msa_dtype_bytes(lanes[l]->dtype);
+            before[l] = malloc(bytes[l]);
+            memcpy(before[l], lanes[l]->data, bytes[l]);
+            rows[l] = poisoned_tensor(MSA_DTYPE_F32, 3, p->n_tokens, heads, dims[l], 1, 0);
+        }
+        for (int64_t i = 0; i < p->n_tokens; i++) {
+            int32_t seq = p->seq_of[i], position = p->position[i];
+            for (int32_t r = 0; r < spec->n_kv_heads; r++) {
+                for (int64_t d = 0; d < spec->head_dim; d++) {
+                    int64_t at = (i * spec->n_kv_heads + r) * spec->head_dim + d;
+                    ((float *)rows[0].data)[at] = (float)problem_k(p, seq, position, r)[d];
+                    ((float *)rows[1].data)[at] = (float)problem_v(p, seq, position, r)[d];
+                    problem_k(p, seq, position, r)[d] = 77; /* what the slots hold before */
+                    problem_v(p, seq, position, r)[d] = 77;
+                }
+            }
+            for (int64_t d = 0; d < spec->index_dim; d++) {
+                ((float *)rows[2].data)[i * spec->index_dim + d] =
+                    (float)problem_k_index(p, seq, position)[d];
+                problem_k_index(p, seq, position)[d] = 77;
+            }
+        }
+        problem_store(p);
+        msa_kv_append_args args;
+        msa_kv_append_args_init(&args);
+        args.k = rows[0];
+        args.v = rows[1];
+        args.k_index = msa_tensor_make(rows[2].data, MSA_DTYPE_F32, 2, p->n_tokens, dims[2], 1, 1);
+        args.cu_seqlens_q = p->cu_q;
+        args.kv = p->kv;
+        args.block_size = spec->block_size;
+        EXPECT_OK(msa_kv_append(ctx, &args));
+        for (int l = 0; l < 3; l++) {
+            if (memcmp(before[l], lanes[l]->data, bytes[l])) {
+                fail_msg("%s: %s lane %d differs", context_label(ctx), spec->name, l);
+            }
+            free(before[l]);
+            free(rows[l].data);
+        }
+        problem_free(p);
+    }
+}
+
+static void test_append_cases(void **state)
+{
+    (void)state;
+    for_each_case(check_append_case, NULL);
+}
+
+/* Every rounding of f32 to each cache dtype: halfway cases, overflow, NaN, infinities. */
+static void test_append_rounds_like_the_scalar_conversions(void **state)
+{
+    (void)state;
+    enum { T = 256, DIM = 64, PAGE = 256 };
+    static const msa_dtype dtypes[] = {0, 1, 3};
+    float *rows = malloc(T * DIM * sizeof(float)), *v = calloc(T * DIM, sizeof(float));
+    for (uint64_t i = 0; i < T * DIM; i++) {
+        uint32_t words[4];
+        msa__philox(41, i, 0, words);
+        rows[i] = i % 2
+                      ? f32_from_bits(words[0])
+                      : f32_from_bits((words[0] & 0x80000000u) | 0x3f800000u | words[1] % 0x200000);
+    }
+    int32_t cu[2] = {0, T}, length = T, page = 0;
+    msa_context *ctx;
+    for (int32_t c = 0; (ctx = context_at(c)) != NULL; c++) {
+        if (!has_attention(ctx)) continue;
+        for (int n = 0; n < 3; n++) {
+            float scale = dtypes[n] == MSA_DTYPE_F8_E4M3 ? 0.37f : 1;
+            msa_kv_append_args args;
+            msa_kv_append_args_init(&args);
+            args.k = msa_tensor_make(rows, MSA_DTYPE_F32, 3, T, 1, DIM, 1);
+            args.v = msa_tensor_make(v, MSA_DTYPE_F32, 3, T, 1, DIM, 1);
+            args.cu_seqlens_q = cu;
+            args.kv.k = poisoned_tensor(dtypes[n], 4, 1, 1, PAGE, DIM, 0);
+            args.kv.v = poisoned_tensor(dtypes[n], 4, 1, 1, PAGE, DIM, 0);
+            args.kv.k_scale = scale;
+            args.kv.page_table = &page;
+            args.kv.page_table_stride = 1;
+            args.kv.kv_lens = &length;
+            args.kv.n_seqs = 1;
+            args.block_size = PAGE;
+            EXPECT_OK(msa_kv_append(ctx, &args));
+            for (int64_t i = 0; i < T * DIM; i++) {
+                unsigned char want[4] = {0}, *got = (unsigned char *)args.kv.k.data +
+                                                    (size_t)i * msa_dtype_bytes(dtypes[n]);
+                store_f32(want, dtypes[n], 0, rows[i] / scale);
+                if (memcmp(want, got, msa_dtype_bytes(dtypes[n])) && !isnan(rows[i])) {
+                    fail_msg("%s: %a as %s", context_label(ctx), (double)rows[i],
+                             msa_dtype_name(dtypes[n]));
+                }
+                if (isnan(rows[i])) assert_true(isnan(load_f32(got, dtypes[n], 0)));
+            }
+            free(args.kv.k.data);
+            free(args.kv.v.data);
+        }
+    }
+    free(rows);
+    free(v);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_attend_cases),
+        cmocka_unit_test(test_attend_honours_foreign_rows),
+        cmocka_unit_test(test_dense_cases),
+        cmocka_unit_test(test_merge),
+        cmocka_unit_test(test_append_cases),
+        cmocka_unit_test(test_append_rounds_like_the_scalar_conversions),
+    };
+    return cmocka_run_group_tests(tests, NULL, fixture_teardown);
+}
