@@ -1,14 +1,16 @@
 /* msa inspect: what a model is, what it costs, what fits into this machine. */
+#include "cache_size.h"
+#include "command.h"
 #include "machine.h"
 #include "output.h"
 #include "progress.h"
-#include "runtime.h"
 
+#include <dirent.h>
 #include <string.h>
 
 typedef struct inspect_options {
     const char *model;
-    int32_t json;
+    int32_t json, verify;
 } inspect_options;
 
 #define N_CACHE_KINDS 4
@@ -16,7 +18,7 @@ typedef struct inspect_options {
 /* The cache dtypes worth comparing: name, and bytes of one token. */
 static const char *cache_kind(const msa_model_info *info, int32_t i, int64_t *token_bytes)
 {
-    static const char *const names[N_CACHE_KINDS] = {"f32", "bf16", "fp8, bf16 index", "fp8"};
+    static const char *const names[N_CACHE_KINDS] = {"f32", "bf16", "fp8_bf16_index", "fp8"};
     const msa_dtype kv[] = {MSA_DTYPE_F32, MSA_DTYPE_BF16, MSA_DTYPE_F8_E4M3, MSA_DTYPE_F8_E4M3};
     const msa_dtype index[] = {MSA_DTYPE_F32, MSA_DTYPE_BF16, MSA_DTYPE_BF16, MSA_DTYPE_F8_E4M3};
     *token_bytes = cli_token_bytes(info, kv[i], index[i]);
@@ -122,6 +124,7 @@ static void print_memory(const msa_model_info *info, const cli_machine *machine)
             fit = info->max_positions;
             most = " (all)";
         }
+        if (strcmp(name, "fp8_bf16_index") == 0) name = "fp8, index in bf16";
         cli_print("%-22s %16s %19s tokens%s\n", name, cli_bytes((double)bytes * 1024, a),
                   cli_grouped(fit, b), most);
     }
@@ -162,27 +165,95 @@ static void print_json(const msa_model_info *info, const cli_machine *machine)
     cli_print("}}\n");
 }
 
+static void watch_verify(void *user, int64_t done, int64_t total)
+{
+    cli_progress_update(user, done >> 20, total >> 20);
+}
+
+static msa_status verify(const msa_model *model, const msa_model_info *info)
+{
+    char text[32];
+    cli_progress bar;
+    cli_progress_begin(&bar, "checking", "MiB", 0);
+    msa_status status = msa_model_verify(model, watch_verify, &bar);
+    cli_progress_clear();
+    if (status == MSA_OK) {
+        cli_talk("verified: every weight is finite (%s)\n",
+                 cli_bytes((double)info->weight_bytes, text));
+    }
+    return status;
+}
+
+/* Everything there is to say about a model that opens. */
+static msa_status inspect_model(const msa_model *model, const inspect_options *o,
+                                const cli_machine *machine)
+{
+    msa_model_info info;
+    msa_model_info_init(&info);
+    msa_status status = msa_model_get_info(model, &info);
+    if (status != MSA_OK) return status;
+    if (o->verify) status = verify(model, &info);
+    if (status != MSA_OK) return status;
+    if (o->json) {
+        print_json(&info, machine);
+        return MSA_OK;
+    }
+    print_shape(&info);
+    status = print_layers(model, &info);
+    if (status != MSA_OK) return status;
+    print_weights(&info);
+    print_memory(&info, machine);
+    return MSA_OK;
+}
+
+/* config.json alone, where there are no weights. */
+static msa_status inspect_config(const inspect_options *o, const cli_machine *machine)
+{
+    msa_model_info info;
+    msa_model_info_init(&info);
+    msa_status status = msa_model_info_from_config(o->model, &info);
+    if (status != MSA_OK) return status;
+    if (o->json) {
+        print_json(&info, machine);
+        return MSA_OK;
+    }
+    cli_talk("no weights in this folder: sizes are those of a released checkpoint\n");
+    print_shape(&info);
+    print_weights(&info);
+    print_memory(&info, machine);
+    return MSA_OK;
+}
+
+/* 1 when a folder holds a file whose name ends in .safetensors. */
+static int has_weights(const char *dir)
+{
+    int found = 0;
+    DIR *folder = opendir(dir);
+    const struct dirent *entry;
+    while (folder && !found && (entry = readdir(folder))) {
+        const char *dot = strrchr(entry->d_name, '.');
+        found = dot && strcmp(dot, ".safetensors") == 0;
+    }
+    if (folder) closedir(folder);
+    return found;
+}
+
 static int run_inspect(const void *values)
 {
     const inspect_options *o = values;
     msa_context *ctx = NULL;
     msa_model *model = NULL;
     msa_context_args args;
-    msa_model_info info;
     cli_machine machine;
-    msa_context_args_init(&args);
-    msa_model_info_init(&info);
+    msa_status status;
     cli_read_machine(&machine);
-    msa_status status = msa_context_create(&ctx, &args);
-    if (status == MSA_OK) status = msa_model_open(&model, ctx, o->model);
-    if (status == MSA_OK) status = msa_model_get_info(model, &info);
-    if (status == MSA_OK && o->json) {
-        print_json(&info, &machine);
-    } else if (status == MSA_OK) {
-        print_shape(&info);
-        status = print_layers(model, &info);
-        if (status == MSA_OK) print_weights(&info);
-        if (status == MSA_OK) print_memory(&info, &machine);
+    msa_context_args_init(&args);
+    if (o->verify || has_weights(o->model)) {
+        status = msa_context_create(&ctx, &args);
+        if (status == MSA_OK) status = msa_model_open(&model, ctx, o->model);
+        if (status == MSA_OK) status = inspect_model(model, o, &machine);
+    } else {
+        status = inspect_config(o, &machine);
     }
     int exit_status = status == MSA_OK ? CLI_OK : cli_complain_library(status);
     msa_model_close(model);
@@ -190,18 +261,24 @@ static int run_inspect(const void *values)
     return exit_status;
 }
 
-static const cli_option arguments[] = {CLI_MODEL_ARGUMENT(inspect_options, model), {0}};
+static const cli_option arguments[] = {
+    {CLI_FOLDER, 0, "MODEL", NULL, offsetof(inspect_options, model), NULL, 0, 0,
+     "Folder of the model; config.json alone will do."},
+    {0},
+};
 
 static const cli_option options[] = {
     {CLI_FLAG, 'j', "json", NULL, offsetof(inspect_options, json), NULL, 0, 0,
      "Print one JSON object."},
+    {CLI_FLAG, 0, "verify", NULL, offsetof(inspect_options, verify), NULL, 0, 0,
+     "Read every weight too, and fail on NaN or infinity."},
     {0},
 };
 
 const cli_command cli_cmd_inspect = {
     .name = "inspect",
     .summary = "Show a model's shape, size and memory, and what fits here.",
-    .details = "Reads the configuration and the tensor headers; weights are not loaded.",
+    .details = "Reads the configuration and the tensor headers; the weights only with --verify.",
     .examples = "msa inspect demo\nmsa inspect demo --json",
     .arguments = arguments,
     .options = options,

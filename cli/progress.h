@@ -1,5 +1,5 @@
 /* Progress of something long, on standard error: a bar with the time left on a terminal, otherwise
- * a plain line at every tenth.
+ * a plain line at a tenth, at most two a second, and one at the end.
  */
 #ifndef CLI_PROGRESS_H
 #define CLI_PROGRESS_H

@@ -89,23 +89,10 @@ void cli_runtime_close(cli_runtime *runtime)
     msa_context_destroy(runtime->ctx);
 }
 
-int64_t cli_token_bytes(const msa_model_info *info, msa_dtype kv, msa_dtype index_key)
-{
-    int64_t heads = (int64_t)info->n_layers * info->n_kv_heads * info->head_dim * 2;
-    int64_t index = (int64_t)info->n_sparse_layers * info->index_dim;
-    return heads * (int64_t)msa_dtype_bytes(kv) + index * (int64_t)msa_dtype_bytes(index_key);
-}
-
 int64_t cli_runtime_token_bytes(const cli_runtime *runtime)
 {
     return cli_token_bytes(&runtime->info, cache_dtype(runtime->options->cache_dtype),
                            cache_dtype(runtime->options->index_dtype));
-}
-
-int64_t cli_tokens_that_fit(int64_t token_bytes, int64_t memory_bytes)
-{
-    int64_t tokens = token_bytes > 0 ? memory_bytes / token_bytes : 0;
-    return tokens - tokens % 1024;
 }
 
 /* Refuse a cache that the memory cannot hold, and say what would fit. */

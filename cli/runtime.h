@@ -6,6 +6,7 @@
 #ifndef CLI_RUNTIME_H
 #define CLI_RUNTIME_H
 
+#include "cache_size.h"
 #include "command.h"
 #include "text.h"
 
@@ -181,10 +182,6 @@ int cli_runtime_start(cli_runtime *runtime, int64_t n_tokens);
 
 /* Bytes of cache one token takes with these options. */
 int64_t cli_runtime_token_bytes(const cli_runtime *runtime);
-int64_t cli_token_bytes(const msa_model_info *info, msa_dtype kv, msa_dtype index_key);
-
-/* Tokens whose cache fits into the memory available now, a multiple of 1024. */
-int64_t cli_tokens_that_fit(int64_t token_bytes, int64_t memory_bytes);
 
 /* Make the session hold exactly these tokens: keep what it shares with them from the start, read
  * the rest with a progress bar. CLI_INTERRUPTED after Ctrl-C; what was read stays. */
