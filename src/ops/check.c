@@ -1,7 +1,7 @@
 /* See check.h. */
 #include "ops/check.h"
 
-#include "ops/args.h"
+#include "base/args.h"
 
 #include <math.h>
 #include <stdio.h>

@@ -2,7 +2,7 @@
 #include "base/alloc.h"
 #include "base/env.h"
 #include "base/error.h"
-#include "ops/args.h"
+#include "base/args.h"
 #include "ops/backend.h"
 
 #include <string.h>

@@ -9,7 +9,7 @@
 #include "base/overflow.h"
 #include "base/rng.h"
 #include "msa/layer.h"
-#include "ops/args.h"
+#include "base/args.h"
 
 #include <math.h>
 #include <string.h>

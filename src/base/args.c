@@ -1,5 +1,5 @@
 /* See args.h. */
-#include "ops/args.h"
+#include "base/args.h"
 
 #include "base/error.h"
 
