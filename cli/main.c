@@ -20,11 +20,13 @@
 
 extern const cli_command cli_cmd_doctor;
 extern const cli_command cli_cmd_inspect;
+extern const cli_command cli_cmd_logits;
 extern const cli_command cli_cmd_render;
 extern const cli_command cli_cmd_tokenize;
 
 const cli_command *const cli_commands[] = {
     &cli_cmd_inspect,
+    &cli_cmd_logits,
     &cli_cmd_tokenize,
     &cli_cmd_render,
     &cli_cmd_doctor,
