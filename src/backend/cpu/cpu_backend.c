@@ -1,7 +1,6 @@
 /* The table of the cpu backend, and the choice of an instruction set. */
-#include "backend/cpu/isa/kernels.h"
+#include "backend/cpu/cpu_backend.h"
 #include "base/error.h"
-#include "ops/backend.h"
 
 #include <string.h>
 
@@ -14,7 +13,8 @@ static msa_status open_cpu(msa_context *ctx, const char *isa)
             ctx->cpu_kernels = table;
             return MSA_OK;
         }
-        if (isa) return MSA_FAIL(MSA_EUNSUPPORTED, "context: cpu_isa = %s, this machine lacks it", isa);
+        if (isa)
+            return MSA_FAIL(MSA_EUNSUPPORTED, "context: cpu_isa = %s, this machine lacks it", isa);
     }
     return MSA_FAIL(MSA_EINVAL, "context: cpu_isa = %.32s, not compiled in", isa ? isa : "(best)");
 }
@@ -37,4 +37,13 @@ const msa__backend msa__cpu_backend = {
     .name = "cpu",
     .open = open_cpu,
     .isa = cpu_isa,
+    .select_workspace = msa__cpu_select_workspace,
+    .select = msa__cpu_select,
+    .block_topk = msa__cpu_block_topk,
+    .attend_workspace = msa__cpu_attend_workspace,
+    .attend = msa__cpu_attend,
+    .dense_attend_workspace = msa__cpu_dense_attend_workspace,
+    .dense_attend = msa__cpu_dense_attend,
+    .attend_merge = msa__cpu_attend_merge,
+    .kv_append = msa__cpu_kv_append,
 };

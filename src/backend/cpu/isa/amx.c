@@ -4,6 +4,7 @@
  * sums. Tiles may not reach outside A or C, so the last rows and the last k are staged through the
  * stack. An element's sum takes 32 k at a time whatever tile it is in.
  */
+#include "backend/cpu/isa/attend_kernels.h"
 #include "backend/cpu/isa/avx512.h"
 #include "backend/cpu/isa/x86_features.h"
 
@@ -210,4 +211,5 @@ const msa__cpu_kernels msa__kernels_amx = {
     .unpack_columns = msa__avx512_unpack_columns,
     .gemv_f32 = msa__avx512_gemv_f32,
     .gemv_bf16 = gemv_bf16,
+    .attend = &msa__attend_avx512,
 };

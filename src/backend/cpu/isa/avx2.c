@@ -3,6 +3,7 @@
  * bf16 is widened to f32 on the way into the registers: the even element of a pair by a shift, the
  * odd one by a mask. Each element of C is one chain over k, whatever the block it is in.
  */
+#include "backend/cpu/isa/attend_kernels.h"
 #include "backend/cpu/isa/avx2.h"
 
 #include "backend/cpu/isa/avx2_load.h"
@@ -130,4 +131,5 @@ const msa__cpu_kernels msa__kernels_avx2 = {
     .unpack_columns = msa__avx2_unpack_columns,
     .gemv_f32 = msa__avx2_gemv_f32,
     .gemv_bf16 = msa__avx2_gemv_bf16,
+    .attend = &msa__attend_avx2,
 };

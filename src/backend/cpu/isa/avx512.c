@@ -3,6 +3,7 @@
  * A block of rows x panels stays in registers while k runs; one element of A meets 16 columns of B
  * per instruction. Each element of C is one chain over k, whatever the block it is in.
  */
+#include "backend/cpu/isa/attend_kernels.h"
 #include "backend/cpu/isa/avx512.h"
 
 #include "backend/cpu/isa/avx512_load.h"
@@ -170,4 +171,5 @@ const msa__cpu_kernels msa__kernels_avx512 = {
     .unpack_columns = msa__avx512_unpack_columns,
     .gemv_f32 = msa__avx512_gemv_f32,
     .gemv_bf16 = msa__avx512_gemv_bf16,
+    .attend = &msa__attend_avx512,
 };

@@ -4,6 +4,8 @@
  */
 #include "backend/cpu/isa/generic.h"
 
+#include "backend/cpu/isa/attend_kernels.h"
+
 #include "base/numeric.h"
 
 #include <string.h>
@@ -191,4 +193,5 @@ const msa__cpu_kernels msa__kernels_generic = {
     .unpack_columns = msa__generic_unpack_columns,
     .gemv_f32 = gemv_f32,
     .gemv_bf16 = gemv_bf16,
+    .attend = &msa__attend_generic,
 };

@@ -1,0 +1,197 @@
+/* Attention over selected blocks, (M10)-(M13): blocks outside, the queries that chose them inside.
+ *
+ * An item is a piece of consecutive query tokens of one sequence and KV head. Its (block, token)
+ * pairs are sorted by block; each block is loaded once and visited by its tokens, whose state stays
+ * in scratch. Every token meets its blocks in ascending order whatever piece it is in, so neither
+ * the piece nor the chunk a token came in changes its bits.
+ */
+#include "backend/cpu/cpu_attention.h"
+#include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/cpu_tiles.h"
+
+#include <string.h>
+
+#define PIECE_TOKENS 128
+
+/* One entry of the sorted list: a token of the piece chose a block. */
+typedef struct {
+    int32_t block, token;
+} choice;
+
+typedef struct {
+    msa__attend_scratch block;
+    msa__attend_rows rows; /* a token owns token_rows consecutive ones */
+    choice *choices, *sorted;
+} piece_scratch;
+
+typedef struct {
+    msa__attention at;
+    const msa_attend_args *args;
+    msa__tile *tiles;
+    int64_t n_tiles;
+    int64_t token_rows; /* G rounded up to panels */
+    unsigned char *scratch;
+    size_t scratch_bytes; /* of one thread */
+} attend_job;
+
+static void take_scratch(const attend_job *job, msa__arena *arena, piece_scratch *scratch)
+{
+    int64_t n_tokens = job->args->q.shape[0];
+    if (n_tokens > PIECE_TOKENS) n_tokens = PIECE_TOKENS;
+    int64_t n_choices = n_tokens * job->args->blocks.shape[2];
+    msa__attend_scratch_take(&job->at, arena, &scratch->block);
+    msa__attend_rows_take(&job->at, arena, n_tokens * job->token_rows, &scratch->rows);
+    scratch->choices = msa__take(arena, n_choices, sizeof(choice));
+    scratch->sorted = msa__take(arena, n_choices, sizeof(choice));
+}
+
+/* Sizes of the workspace; with a base also its pieces. */
+static size_t lay_out(attend_job *job, const msa_context *ctx, const msa_attend_args *args,
+                      void *workspace)
+{
+    piece_scratch scratch;
+    msa__arena arena = {workspace, 0}, one_thread = {NULL, 0};
+    job->args = args;
+    job->at = msa__attention_make(ctx->cpu_kernels, &args->q, &args->kv, &args->out, &args->lse,
+                                  args->block_size, args->scale);
+    job->token_rows = (job->at.group + MSA__PANEL - 1) / MSA__PANEL * MSA__PANEL;
+    job->tiles = msa__take(&arena, msa__max_tiles(args->q.shape[0], args->kv.n_seqs, PIECE_TOKENS),
+                           sizeof(msa__tile));
+    take_scratch(job, &one_thread, &scratch);
+    job->scratch_bytes = one_thread.used;
+    job->scratch = msa__take(&arena, msa__pool_threads(ctx->pool), one_thread.used);
+    return arena.used;
+}
+
+size_t msa__cpu_attend_workspace(const msa_context *ctx, const msa_attend_args *args)
+{
+    attend_job job;
+    return lay_out(&job, ctx, args, NULL);
+}
+
+static const int32_t *row_of(const msa_tensor *blocks, int64_t token, int64_t head)
+{
+    return (const int32_t *)blocks->data + token * blocks->stride[0] + head * blocks->stride[1];
+}
+
+/* Stable sort by block, a byte at a time; returns the array that holds the result. */
+static choice *sort_choices(choice *from, choice *to, int64_t n, int32_t max_block)
+{
+    for (int32_t shift = 0; shift < 32 && max_block >> shift; shift += 8) {
+        int32_t start[256] = {0}, sum = 0;
+        for (int64_t i = 0; i < n; i++) start[from[i].block >> shift & 255]++;
+        for (int32_t b = 0; b < 256; b++) {
+            int32_t count = start[b];
+            start[b] = sum;
+            sum += count;
+        }
+        for (int64_t i = 0; i < n; i++) to[start[from[i].block >> shift & 255]++] = from[i];
+        choice *swap = from;
+        from = to;
+        to = swap;
+    }
+    return from;
+}
+
+static choice *list_choices(const attend_job *job, const msa__tile *tile, int32_t head,
+                            const piece_scratch *scratch, int64_t *n_choices)
+{
+    const msa_tensor *blocks = &job->args->blocks;
+    int32_t max_block = 0;
+    int64_t n = 0;
+    for (int32_t t = 0; t < tile->n_tokens; t++) {
+        const int32_t *row = row_of(blocks, tile->first_token + t, head);
+        for (int64_t k = 0; k < blocks->shape[2] && row[k] >= 0; k++) {
+            scratch->choices[n++] = (choice){row[k], t};
+            if (row[k] > max_block) max_block = row[k];
+        }
+    }
+    *n_choices = n;
+    if (tile->n_tokens == 1) return scratch->choices; /* a row is sorted already */
+    return sort_choices(scratch->choices, scratch->sorted, n, max_block);
+}
+
+/* The rows of one token of the piece. */
+static msa__attend_rows token_rows(const attend_job *job, const msa__attend_rows *rows,
+                                   int64_t token)
+{
+    int64_t first = token * job->token_rows;
+    return (msa__attend_rows){rows->q + (size_t)(first / MSA__PANEL) * msa__panel_bytes(&job->at),
+                              rows->m + first, rows->l + first, rows->o + first * job->at.head_dim};
+}
+
+static void start_tokens(const attend_job *job, const msa__tile *tile,
+                         const msa__query_rows *queries, const piece_scratch *scratch)
+{
+    const msa__attention *at = &job->at;
+    msa__attend_rows_clear(at, &scratch->rows, tile->n_tokens * job->token_rows);
+    for (int32_t t = 0; t < tile->n_tokens; t++) {
+        msa__attend_rows rows = token_rows(job, &scratch->rows, t);
+        for (int64_t g = 0; g < at->group; g += MSA__PANEL) {
+            int64_t n = at->group - g < MSA__PANEL ? at->group - g : MSA__PANEL;
+            msa__pack_queries(at->kernels, at->bf16, queries, t * at->group + g, n,
+                              rows.q + (size_t)(g / MSA__PANEL) * msa__panel_bytes(at),
+                              scratch->block.gather);
+        }
+    }
+}
+
+/* Tokens choices[0..n) attend to their common block. Keys past a token's position are cut off: only
+ * its local block has any. */
+static void visit_block(const attend_job *job, const msa__tile *tile, int32_t head,
+                        const piece_scratch *scratch, const choice *choices, int64_t n)
+{
+    const msa__attention *at = &job->at;
+    int64_t first_key = (int64_t)choices[0].block * at->block_size;
+    int32_t packed = 0; /* keys in the packed block */
+    msa__attend_block block;
+    for (int64_t i = 0; i < n; i++) {
+        int64_t n_visible = tile->first_position + choices[i].token + 1 - first_key;
+        int32_t n_keys = n_visible < at->block_size ? (int32_t)n_visible : at->block_size;
+        if (n_keys != packed) {
+            msa__attend_load(at, &scratch->block, tile->seq, choices[0].block, head, n_keys, 0,
+                             &block);
+            packed = n_keys;
+        }
+        msa__attend_rows rows = token_rows(job, &scratch->rows, choices[i].token);
+        msa__attend_block_rows(at, &scratch->block, &block, &rows, job->token_rows / MSA__PANEL,
+                               NULL);
+    }
+}
+
+static void attend_piece(void *arg, int64_t item, int32_t thread)
+{
+    const attend_job *job = arg;
+    const msa__attention *at = &job->at;
+    int32_t n_heads = (int32_t)job->args->blocks.shape[1];
+    const msa__tile *tile = &job->tiles[item / n_heads];
+    int32_t head = (int32_t)(item % n_heads);
+    msa__arena arena = {job->scratch + (size_t)thread * job->scratch_bytes, 0};
+    piece_scratch scratch;
+    take_scratch(job, &arena, &scratch);
+
+    msa__query_rows queries = {&job->args->q, tile->first_token, head * at->group, at->group};
+    int64_t n;
+    const choice *choices = list_choices(job, tile, head, &scratch, &n);
+    at->kernels->enter();
+    start_tokens(job, tile, &queries, &scratch);
+    for (int64_t i = 0, end; i < n; i = end) {
+        for (end = i + 1; end < n && choices[end].block == choices[i].block;) end++;
+        if (end < n) msa__attend_prefetch(at, tile->seq, choices[end].block, head);
+        visit_block(job, tile, head, &scratch, choices + i, end - i);
+    }
+    at->kernels->leave();
+    for (int32_t t = 0; t < tile->n_tokens; t++) {
+        msa__attend_rows rows = token_rows(job, &scratch.rows, t);
+        msa__attend_finish(at, &rows, at->group, &queries, t * at->group);
+    }
+}
+
+msa_status msa__cpu_attend(msa_context *ctx, const msa_attend_args *args, void *workspace)
+{
+    attend_job job;
+    lay_out(&job, ctx, args, workspace);
+    job.n_tiles = msa__make_tiles(job.tiles, &args->kv, args->cu_seqlens_q, PIECE_TOKENS);
+    msa__parallel_for(ctx->pool, job.n_tiles * args->blocks.shape[1], attend_piece, &job);
+    return MSA_OK;
+}

@@ -1,0 +1,19 @@
+/* The operators of the cpu backend. */
+#ifndef MSA_CPU_BACKEND_H
+#define MSA_CPU_BACKEND_H
+
+#include "backend/cpu/isa/kernels.h"
+#include "ops/backend.h"
+
+size_t msa__cpu_select_workspace(const msa_context *ctx, const msa_select_args *args);
+msa_status msa__cpu_select(msa_context *ctx, const msa_select_args *args, void *workspace);
+msa_status msa__cpu_block_topk(msa_context *ctx, const msa_block_topk_args *args);
+size_t msa__cpu_attend_workspace(const msa_context *ctx, const msa_attend_args *args);
+msa_status msa__cpu_attend(msa_context *ctx, const msa_attend_args *args, void *workspace);
+size_t msa__cpu_dense_attend_workspace(const msa_context *ctx, const msa_dense_attend_args *args);
+msa_status msa__cpu_dense_attend(msa_context *ctx, const msa_dense_attend_args *args,
+                                 void *workspace);
+msa_status msa__cpu_attend_merge(msa_context *ctx, const msa_attend_merge_args *args);
+msa_status msa__cpu_kv_append(msa_context *ctx, const msa_kv_append_args *args);
+
+#endif
