@@ -6,6 +6,7 @@
  */
 #include "backend/cpu/isa/attend_kernels.h"
 #include "backend/cpu/isa/avx512.h"
+#include "backend/cpu/isa/gated.h"
 #include "backend/cpu/isa/x86_features.h"
 
 #include <immintrin.h>
@@ -212,4 +213,5 @@ const msa__cpu_kernels msa__kernels_amx = {
     .gemv_f32 = msa__avx512_gemv_f32,
     .gemv_bf16 = gemv_bf16,
     .attend = &msa__attend_avx512,
+    .gated = gated_activation,
 };

@@ -7,6 +7,7 @@
 #include "backend/cpu/isa/avx2.h"
 
 #include "backend/cpu/isa/avx2_load.h"
+#include "backend/cpu/isa/gated.h"
 #include "backend/cpu/isa/generic.h"
 #include "backend/cpu/isa/x86_features.h"
 #include "base/numeric.h"
@@ -132,4 +133,5 @@ const msa__cpu_kernels msa__kernels_avx2 = {
     .gemv_f32 = msa__avx2_gemv_f32,
     .gemv_bf16 = msa__avx2_gemv_bf16,
     .attend = &msa__attend_avx2,
+    .gated = gated_activation,
 };

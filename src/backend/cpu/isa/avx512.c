@@ -7,6 +7,7 @@
 #include "backend/cpu/isa/avx512.h"
 
 #include "backend/cpu/isa/avx512_load.h"
+#include "backend/cpu/isa/gated.h"
 #include "backend/cpu/isa/generic.h"
 #include "backend/cpu/isa/x86_features.h"
 #include "base/numeric.h"
@@ -172,4 +173,5 @@ const msa__cpu_kernels msa__kernels_avx512 = {
     .gemv_f32 = msa__avx512_gemv_f32,
     .gemv_bf16 = msa__avx512_gemv_bf16,
     .attend = &msa__attend_avx512,
+    .gated = gated_activation,
 };

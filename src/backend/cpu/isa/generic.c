@@ -2,6 +2,7 @@
  *
  * Vector code elsewhere must give the same conversions bit for bit; sums may differ in rounding.
  */
+#include "backend/cpu/isa/gated.h"
 #include "backend/cpu/isa/generic.h"
 
 #include "backend/cpu/isa/attend_kernels.h"
@@ -194,4 +195,5 @@ const msa__cpu_kernels msa__kernels_generic = {
     .gemv_f32 = gemv_f32,
     .gemv_bf16 = gemv_bf16,
     .attend = &msa__attend_generic,
+    .gated = gated_activation,
 };

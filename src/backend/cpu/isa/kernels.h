@@ -17,7 +17,7 @@
 #ifndef MSA_CPU_KERNELS_H
 #define MSA_CPU_KERNELS_H
 
-#include "msa/tensor.h"
+#include "msa/layer.h"
 
 #define MSA__PANEL        16
 #define MSA__GEMV_COLUMNS 4
@@ -68,6 +68,10 @@ typedef struct msa__cpu_kernels {
                      const float *b, float *c, int64_t ldc);
     void (*gemv_bf16)(int64_t m, int64_t n_columns, int64_t k, const uint16_t *a, int64_t lda,
                       const uint16_t *b, float *c, int64_t ldc);
+
+    /* y[i] = activation of gate[i] and up[i]; y may be gate or up. */
+    void (*gated)(float *y, const float *gate, const float *up, const msa_activation *activation,
+                  int64_t n);
 
     /* Attention steps over tiles; defined beside their use. */
     const struct msa__attend_kernels *attend;
