@@ -5,7 +5,8 @@
 static msa_status check_args(const msa__check *at, const msa_rmsnorm_args *args)
 {
     const msa_tensor *x = &args->x;
-    int32_t n_dims = x->n_dims == 3 ? 3 : 2, last = n_dims - 1;
+    int32_t n_dims = x->n_dims, last = n_dims - 1;
+    MSA_TRY(msa__check_range(at, "x.n_dims", n_dims, 2, 3));
     MSA_TRY(msa__check_tensor(at, "x", x, n_dims, MSA__DTYPES_FLOAT));
     for (int32_t i = 1; i < n_dims; i++) MSA_TRY(msa__check_extent(at, "x", x, i));
     MSA_TRY(msa__check_tensor(at, "weight", &args->weight, 1, MSA__DTYPES_FLOAT));
