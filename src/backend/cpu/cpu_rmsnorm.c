@@ -4,7 +4,7 @@
 #include <math.h>
 
 /* Sixteen partial sums, which the compiler keeps in vector registers. */
-static float sum_of_squares(const float *x, int64_t n)
+static float square_sum(const float *x, int64_t n)
 {
     float sums[16] = {0}, total = 0;
     int64_t i = 0;
@@ -24,7 +24,7 @@ static float inverse_rms(const msa_rmsnorm_args *args, const msa__cpu_kernels *k
     for (int64_t i = 0; i < n; i += MSA__CHUNK) {
         int64_t length = chunk_length(n - i);
         const float *x = load_chunk(kernels, &args->x, x_row + i, length, x_buffer);
-        sum_of_squares += (double)sum_of_squares(x, length);
+        sum_of_squares += (double)square_sum(x, length);
     }
     return (float)(1 / sqrt(sum_of_squares / (double)n + (double)args->eps));
 }
