@@ -82,6 +82,23 @@ done:
     return status;
 }
 
+msa_status msa__file_write(const char *path, const char *text, size_t bytes)
+{
+    char partial[1100];
+    if (snprintf(partial, sizeof(partial), "%s.partial-%ld", path, (long)getpid()) >=
+        (int)sizeof(partial)) {
+        return MSA_FAIL(MSA_EINVAL, "path: %.300s, too long", path);
+    }
+    FILE *file = fopen(partial, "wb");
+    if (!file) return MSA_FAIL(MSA_EIO, "%.300s: %s", partial, strerror(errno));
+    int32_t good = fwrite(text, 1, bytes, file) == bytes;
+    good &= fclose(file) == 0;
+    if (good && rename(partial, path) == 0) return MSA_OK;
+    msa_status status = MSA_FAIL(MSA_EIO, "%.300s: %s", path, strerror(errno));
+    unlink(partial);
+    return status;
+}
+
 msa_status msa__file_map(const char *path, const void **data, size_t *bytes)
 {
     int fd;

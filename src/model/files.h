@@ -19,6 +19,9 @@ MSA_CHECK_RESULT msa_status msa__file_read(const char *path, size_t max_bytes,
                                            const msa_allocator *allocator, char **text,
                                            size_t *bytes);
 
+/* Write a whole file: beside its name first, then renamed. MSA_EIO */
+MSA_CHECK_RESULT msa_status msa__file_write(const char *path, const char *text, size_t bytes);
+
 /* Map a regular file read-only; an empty file gives *data NULL. */
 MSA_CHECK_RESULT msa_status msa__file_map(const char *path, const void **data, size_t *bytes);
 void msa__file_unmap(const void *data, size_t bytes);
