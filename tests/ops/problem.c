@@ -270,3 +270,44 @@ void problem_free(problem *p)
     for (int32_t i = 0; i < p->n_memory; i++) free(p->memory[i]);
     free(p);
 }
+
+static void advance(msa_tensor *t, int64_t rows)
+{
+    int64_t bytes = rows * t->stride[0] * (int64_t)msa_dtype_bytes(t->dtype);
+    t->data = (unsigned char *)t->data + bytes;
+    t->shape[0] -= rows;
+}
+
+void problem_slice_init(problem_slice *slice, const problem *p, int32_t seq, int32_t first,
+                        int32_t n)
+{
+    int32_t token = p->cu_q[seq] + first; /* of the batch */
+    problem *view = &slice->p;
+    *view = *p;
+    view->spec.n_seqs = 1;
+    view->n_tokens = n;
+    view->cu_q = slice->cu_q;
+    view->cu_k = slice->cu_k;
+    view->kv_lens = &slice->kv_len;
+    view->seq_of += token;
+    view->position += token;
+    view->q += (int64_t)token * p->spec.n_q_heads * p->spec.head_dim;
+    view->q_index += (int64_t)token * p->spec.n_kv_heads * p->spec.index_dim;
+    advance(&view->q_tensor, token);
+    advance(&view->q_index_tensor, token);
+    view->q_tensor.shape[0] = view->q_index_tensor.shape[0] = n;
+    slice->cu_q[0] = slice->cu_k[0] = 0;
+    slice->cu_q[1] = n;
+    slice->kv_len = slice->cu_k[1] = p->position[token + n - 1] + 1;
+    msa_kv_view *kv = &view->kv;
+    kv->n_seqs = 1;
+    kv->kv_lens = &slice->kv_len;
+    if (kv->page_table) {
+        kv->page_table += seq * kv->page_table_stride;
+    } else {
+        kv->cu_seqlens_k = slice->cu_k;
+        advance(&kv->k, p->cu_k[seq]);
+        advance(&kv->v, p->cu_k[seq]);
+        advance(&kv->k_index, p->cu_k[seq]);
+    }
+}

@@ -50,6 +50,15 @@ problem *problem_create(const problem_spec *spec, uint64_t seed);
 void problem_store(problem *p);
 void problem_free(problem *p);
 
+/* Tokens first..first+n-1 of one sequence as a batch of their own, S ending at the last of them:
+ * what a caller that works in chunks would pass. Borrows everything from the problem. */
+typedef struct problem_slice {
+    problem p;
+    int32_t cu_q[2], cu_k[2], kv_len;
+} problem_slice;
+void problem_slice_init(problem_slice *slice, const problem *p, int32_t seq, int32_t first,
+                        int32_t n);
+
 /* Rows of the truth. */
 double *problem_q(const problem *p, int64_t token, int32_t head);
 double *problem_q_index(const problem *p, int64_t token, int32_t group);
