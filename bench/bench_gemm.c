@@ -63,10 +63,10 @@ static void run_item(void *arg, int64_t item, int32_t thread)
         } else if (w->use_gemv) {
             if (w->is_bf16) {
                 w->kernels->gemv_bf16(w->m, 1, w->k, (const uint16_t *)(const void *)a, w->k,
-                                      (const uint16_t *)(const void *)w->b, c, 16);
+                                      (const uint16_t *)(const void *)w->b, c, 16, 0);
             } else {
                 w->kernels->gemv_f32(w->m, 1, w->k, (const float *)(const void *)a, w->k,
-                                     (const float *)(const void *)w->b, c, 16);
+                                     (const float *)(const void *)w->b, c, 16, 0);
             }
         } else if (w->is_bf16) {
             w->kernels->gemm_bf16(w->m, w->n_panels, w->k, (const uint16_t *)(const void *)a, w->k,

@@ -404,15 +404,20 @@ static void test_gemv_has_the_bits_of_gemm(void)
             for (int64_t m = 1; m <= 50; m += m < 18 ? 1 : 7) {
                 product g = new_product(float_dtypes[d], m, 1, ks[i], 1, (int)(m & 1));
                 float narrow[50 * 19];
-                multiply(&g, 0, m, 0, 1, g.c, 0);
+                int32_t accumulate = (int32_t)(m >> 1 & 1);
+                for (int64_t e = 0; e < (m - 1) * g.ldc + 16; e++) g.c[e] = 0.75f;
+                multiply(&g, 0, m, 0, 1, g.c, accumulate);
                 for (int64_t n = 1; n <= MSA__GEMV_COLUMNS; n++) {
+                    for (int64_t e = 0; e < 50 * 19; e++) narrow[e] = 0.75f;
                     kernels->enter();
                     if (d == 0) {
                         kernels->gemv_f32(m, n, g.k, (const float *)(const void *)g.a, g.lda,
-                                          (const float *)(const void *)g.b, narrow, g.ldc);
+                                          (const float *)(const void *)g.b, narrow, g.ldc,
+                                          accumulate);
                     } else {
                         kernels->gemv_bf16(m, n, g.k, (const uint16_t *)(const void *)g.a, g.lda,
-                                           (const uint16_t *)(const void *)g.b, narrow, g.ldc);
+                                           (const uint16_t *)(const void *)g.b, narrow, g.ldc,
+                                           accumulate);
                     }
                     kernels->leave();
                     for (int64_t r = 0; r < m; r++) {

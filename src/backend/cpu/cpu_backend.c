@@ -51,4 +51,6 @@ const msa__backend msa__cpu_backend = {
     .rope = msa__cpu_rope,
     .swiglu = msa__cpu_swiglu,
     .router = msa__cpu_router,
+    .linear_workspace = msa__cpu_linear_workspace,
+    .linear = msa__cpu_linear,
 };

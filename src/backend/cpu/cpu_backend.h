@@ -20,5 +20,9 @@ msa_status msa__cpu_rmsnorm(msa_context *ctx, const msa_rmsnorm_args *args);
 msa_status msa__cpu_rope(msa_context *ctx, const msa_rope_args *args);
 msa_status msa__cpu_swiglu(msa_context *ctx, const msa_swiglu_args *args);
 msa_status msa__cpu_router(msa_context *ctx, const msa_router_args *args);
+size_t msa__cpu_linear_workspace(const msa_context *ctx, const msa_linear_args *args);
+msa_status msa__cpu_linear(msa_context *ctx, const msa_linear_args *args, void *workspace);
+size_t msa__cpu_moe_workspace(const msa_context *ctx, const msa_moe_args *args);
+msa_status msa__cpu_moe(msa_context *ctx, const msa_moe_args *args, void *workspace);
 
 #endif

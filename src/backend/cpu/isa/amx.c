@@ -188,10 +188,10 @@ static void gemm_bf16(int64_t m, int64_t n_panels, int64_t k, const uint16_t *a,
 
 /* One panel of tiles already runs at the speed of reading A. */
 static void gemv_bf16(int64_t m, int64_t n_columns, int64_t k, const uint16_t *a, int64_t lda,
-                      const uint16_t *b, float *c, int64_t ldc)
+                      const uint16_t *b, float *c, int64_t ldc, int32_t accumulate)
 {
     (void)n_columns;
-    gemm_bf16(m, 1, k, a, lda, b, c, ldc, 0);
+    gemm_bf16(m, 1, k, a, lda, b, c, ldc, accumulate);
 }
 
 const msa__cpu_kernels msa__kernels_amx = {

@@ -19,8 +19,8 @@ void msa__avx2_unpack_columns(void *dst, msa_dtype dtype, int64_t ld, const floa
                               int64_t n_columns, int64_t n, int32_t accumulate);
 
 void msa__avx2_gemv_f32(int64_t m, int64_t n_columns, int64_t k, const float *a, int64_t lda,
-                        const float *b, float *c, int64_t ldc);
+                        const float *b, float *c, int64_t ldc, int32_t accumulate);
 void msa__avx2_gemv_bf16(int64_t m, int64_t n_columns, int64_t k, const uint16_t *a, int64_t lda,
-                         const uint16_t *b, float *c, int64_t ldc);
+                         const uint16_t *b, float *c, int64_t ldc, int32_t accumulate);
 
 #endif

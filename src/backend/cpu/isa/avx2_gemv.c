@@ -26,7 +26,8 @@ static inline __attribute__((always_inline)) void add_f32(int columns, int64_t n
 
 static inline __attribute__((always_inline)) void rows_f32(int columns, int64_t m, int64_t k,
                                                            const float *a, int64_t lda,
-                                                           const float *b, float *c, int64_t ldc)
+                                                           const float *b, float *c, int64_t ldc,
+                                                           int32_t accumulate)
 {
     __m256 sum[MSA__GEMV_COLUMNS];
 #pragma GCC unroll 4
@@ -48,18 +49,21 @@ static inline __attribute__((always_inline)) void rows_f32(int columns, int64_t 
     for (int j = 0; j < columns; j++) {
         float lanes[8];
         _mm256_storeu_ps(lanes, sum[j]);
-        for (int64_t i = 0; i < m && i < 8; i++) c[i * ldc + j] = lanes[i];
+        for (int64_t i = 0; i < m && i < 8; i++) {
+            c[i * ldc + j] = accumulate ? c[i * ldc + j] + lanes[i] : lanes[i];
+        }
     }
 }
 
 void msa__avx2_gemv_f32(int64_t m, int64_t n_columns, int64_t k, const float *a, int64_t lda,
-                        const float *b, float *c, int64_t ldc)
+                        const float *b, float *c, int64_t ldc, int32_t accumulate)
 {
     for (int64_t i = 0; i < m; i += 8) {
         if (n_columns == 1) {
-            rows_f32(1, m - i, k, a + i * lda, lda, b, c + i * ldc, ldc);
+            rows_f32(1, m - i, k, a + i * lda, lda, b, c + i * ldc, ldc, accumulate);
         } else {
-            rows_f32(MSA__GEMV_COLUMNS, m - i, k, a + i * lda, lda, b, c + i * ldc, ldc);
+            rows_f32(MSA__GEMV_COLUMNS, m - i, k, a + i * lda, lda, b, c + i * ldc, ldc,
+                     accumulate);
         }
     }
 }
@@ -90,7 +94,7 @@ static inline __attribute__((always_inline)) void add_bf16(int columns, int64_t 
 static inline __attribute__((always_inline)) void rows_bf16(int columns, int64_t m, int64_t k,
                                                             const uint16_t *a, int64_t lda,
                                                             const uint16_t *b, float *c,
-                                                            int64_t ldc)
+                                                            int64_t ldc, int32_t accumulate)
 {
     __m256 sum[MSA__GEMV_COLUMNS];
 #pragma GCC unroll 4
@@ -112,18 +116,21 @@ static inline __attribute__((always_inline)) void rows_bf16(int columns, int64_t
     for (int j = 0; j < columns; j++) {
         float lanes[8];
         _mm256_storeu_ps(lanes, sum[j]);
-        for (int64_t i = 0; i < m && i < 8; i++) c[i * ldc + j] = lanes[i];
+        for (int64_t i = 0; i < m && i < 8; i++) {
+            c[i * ldc + j] = accumulate ? c[i * ldc + j] + lanes[i] : lanes[i];
+        }
     }
 }
 
 void msa__avx2_gemv_bf16(int64_t m, int64_t n_columns, int64_t k, const uint16_t *a, int64_t lda,
-                         const uint16_t *b, float *c, int64_t ldc)
+                         const uint16_t *b, float *c, int64_t ldc, int32_t accumulate)
 {
     for (int64_t i = 0; i < m; i += 8) {
         if (n_columns == 1) {
-            rows_bf16(1, m - i, k, a + i * lda, lda, b, c + i * ldc, ldc);
+            rows_bf16(1, m - i, k, a + i * lda, lda, b, c + i * ldc, ldc, accumulate);
         } else {
-            rows_bf16(MSA__GEMV_COLUMNS, m - i, k, a + i * lda, lda, b, c + i * ldc, ldc);
+            rows_bf16(MSA__GEMV_COLUMNS, m - i, k, a + i * lda, lda, b, c + i * ldc, ldc,
+                      accumulate);
         }
     }
 }

@@ -13,14 +13,18 @@
 #define GROUPS 2
 
 /* Lane i of sum[j] is C[i, j]; there are at most `rows` rows. */
-static inline __attribute__((always_inline)) void
-store_sums(int columns, const __m512 sum[MSA__GEMV_COLUMNS], float *c, int64_t ldc, int64_t rows)
+static inline __attribute__((always_inline)) void store_sums(int columns,
+                                                             const __m512 sum[MSA__GEMV_COLUMNS],
+                                                             float *c, int64_t ldc, int64_t rows,
+                                                             int32_t accumulate)
 {
 #pragma GCC unroll 4
     for (int j = 0; j < columns; j++) {
         float lanes[16];
         _mm512_storeu_ps(lanes, sum[j]);
-        for (int64_t i = 0; i < rows && i < 16; i++) c[i * ldc + j] = lanes[i];
+        for (int64_t i = 0; i < rows && i < 16; i++) {
+            c[i * ldc + j] = accumulate ? c[i * ldc + j] + lanes[i] : lanes[i];
+        }
     }
 }
 
@@ -48,7 +52,8 @@ static inline __attribute__((always_inline)) void add_f32(int columns, int64_t n
 
 static inline __attribute__((always_inline)) void rows_f32(int columns, int64_t m, int64_t k,
                                                            const float *a, int64_t lda,
-                                                           const float *b, float *c, int64_t ldc)
+                                                           const float *b, float *c, int64_t ldc,
+                                                           int32_t accumulate)
 {
     __m512 sum[GROUPS][MSA__GEMV_COLUMNS];
 #pragma GCC unroll 2
@@ -71,18 +76,19 @@ static inline __attribute__((always_inline)) void rows_f32(int columns, int64_t 
     }
 #pragma GCC unroll 2
     for (int g = 0; g < GROUPS; g++) {
-        store_sums(columns, sum[g], c + 16 * g * ldc, ldc, m - 16 * g);
+        store_sums(columns, sum[g], c + 16 * g * ldc, ldc, m - 16 * g, accumulate);
     }
 }
 
 void msa__avx512_gemv_f32(int64_t m, int64_t n_columns, int64_t k, const float *a, int64_t lda,
-                          const float *b, float *c, int64_t ldc)
+                          const float *b, float *c, int64_t ldc, int32_t accumulate)
 {
     for (int64_t i = 0; i < m; i += 16 * GROUPS) {
         if (n_columns == 1) {
-            rows_f32(1, m - i, k, a + i * lda, lda, b, c + i * ldc, ldc);
+            rows_f32(1, m - i, k, a + i * lda, lda, b, c + i * ldc, ldc, accumulate);
         } else {
-            rows_f32(MSA__GEMV_COLUMNS, m - i, k, a + i * lda, lda, b, c + i * ldc, ldc);
+            rows_f32(MSA__GEMV_COLUMNS, m - i, k, a + i * lda, lda, b, c + i * ldc, ldc,
+                     accumulate);
         }
     }
 }
@@ -112,7 +118,7 @@ add_bf16(int columns, int64_t n, const uint16_t *a, int64_t lda, int64_t rows, _
 static inline __attribute__((always_inline)) void rows_bf16(int columns, int64_t m, int64_t k,
                                                             const uint16_t *a, int64_t lda,
                                                             const uint16_t *b, float *c,
-                                                            int64_t ldc)
+                                                            int64_t ldc, int32_t accumulate)
 {
     __m512 sum[GROUPS][MSA__GEMV_COLUMNS];
 #pragma GCC unroll 2
@@ -136,18 +142,19 @@ static inline __attribute__((always_inline)) void rows_bf16(int columns, int64_t
     }
 #pragma GCC unroll 2
     for (int g = 0; g < GROUPS; g++) {
-        store_sums(columns, sum[g], c + 16 * g * ldc, ldc, m - 16 * g);
+        store_sums(columns, sum[g], c + 16 * g * ldc, ldc, m - 16 * g, accumulate);
     }
 }
 
 void msa__avx512_gemv_bf16(int64_t m, int64_t n_columns, int64_t k, const uint16_t *a, int64_t lda,
-                           const uint16_t *b, float *c, int64_t ldc)
+                           const uint16_t *b, float *c, int64_t ldc, int32_t accumulate)
 {
     for (int64_t i = 0; i < m; i += 16 * GROUPS) {
         if (n_columns == 1) {
-            rows_bf16(1, m - i, k, a + i * lda, lda, b, c + i * ldc, ldc);
+            rows_bf16(1, m - i, k, a + i * lda, lda, b, c + i * ldc, ldc, accumulate);
         } else {
-            rows_bf16(MSA__GEMV_COLUMNS, m - i, k, a + i * lda, lda, b, c + i * ldc, ldc);
+            rows_bf16(MSA__GEMV_COLUMNS, m - i, k, a + i * lda, lda, b, c + i * ldc, ldc,
+                      accumulate);
         }
     }
 }

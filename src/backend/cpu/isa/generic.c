@@ -150,7 +150,7 @@ void msa__generic_unpack_columns(void *dst, msa_dtype dtype, int64_t ld, const f
 }
 
 static void gemv_f32(int64_t m, int64_t n_columns, int64_t k, const float *a, int64_t lda,
-                     const float *b, float *c, int64_t ldc)
+                     const float *b, float *c, int64_t ldc, int32_t accumulate)
 {
     for (int64_t i = 0; i < m; i++) {
         float sum[MSA__GEMV_COLUMNS] = {0};
@@ -158,12 +158,14 @@ static void gemv_f32(int64_t m, int64_t n_columns, int64_t k, const float *a, in
             float x = load_f32(a, MSA_DTYPE_F32, i * lda + l);
             for (int64_t j = 0; j < n_columns; j++) sum[j] += x * b[l * MSA__PANEL + j];
         }
-        memcpy(c + i * ldc, sum, (size_t)n_columns * sizeof(*sum));
+        for (int64_t j = 0; j < n_columns; j++) {
+            c[i * ldc + j] = accumulate ? c[i * ldc + j] + sum[j] : sum[j];
+        }
     }
 }
 
 static void gemv_bf16(int64_t m, int64_t n_columns, int64_t k, const uint16_t *a, int64_t lda,
-                      const uint16_t *b, float *c, int64_t ldc)
+                      const uint16_t *b, float *c, int64_t ldc, int32_t accumulate)
 {
     for (int64_t i = 0; i < m; i++) {
         float sum[MSA__GEMV_COLUMNS] = {0};
@@ -172,7 +174,9 @@ static void gemv_bf16(int64_t m, int64_t n_columns, int64_t k, const uint16_t *a
             float x = load_f32(a, MSA_DTYPE_BF16, i * lda + l);
             for (int64_t j = 0; j < n_columns; j++) sum[j] += x * bf16_to_f32(row[2 * j]);
         }
-        memcpy(c + i * ldc, sum, (size_t)n_columns * sizeof(*sum));
+        for (int64_t j = 0; j < n_columns; j++) {
+            c[i * ldc + j] = accumulate ? c[i * ldc + j] + sum[j] : sum[j];
+        }
     }
 }
 

@@ -65,9 +65,9 @@ typedef struct msa__cpu_kernels {
     /* The first n_columns (1..MSA__GEMV_COLUMNS) columns of gemm with one panel, the same bits, at
      * the speed of reading A. The panel's other columns of C may be overwritten. */
     void (*gemv_f32)(int64_t m, int64_t n_columns, int64_t k, const float *a, int64_t lda,
-                     const float *b, float *c, int64_t ldc);
+                     const float *b, float *c, int64_t ldc, int32_t accumulate);
     void (*gemv_bf16)(int64_t m, int64_t n_columns, int64_t k, const uint16_t *a, int64_t lda,
-                      const uint16_t *b, float *c, int64_t ldc);
+                      const uint16_t *b, float *c, int64_t ldc, int32_t accumulate);
 
     /* y[i] = activation of gate[i] and up[i]; y may be gate or up. */
     void (*gated)(float *y, const float *gate, const float *up, const msa_activation *activation,
