@@ -5,7 +5,7 @@
  */
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cpu/cpu_product.h"
-#include "backend/cpu/cpu_scratch.h"
+#include "base/arena.h"
 
 /* Of packed activations, whatever the width; one panel is always allowed. */
 #define PACKED_BYTES_MAX (32 << 20)
@@ -25,7 +25,7 @@ typedef struct {
 static size_t layout(linear_job *job, const msa_context *ctx, const msa_linear_args *args,
                      void *workspace)
 {
-    msa__arena arena = {workspace, 0};
+    msa__arena arena = {workspace, 0, 0};
     int32_t n_threads = msa__pool_threads(ctx->pool);
     int64_t k = args->x.shape[1];
     job->kernels = ctx->cpu_kernels;
@@ -38,9 +38,9 @@ static size_t layout(linear_job *job, const msa_context *ctx, const msa_linear_a
     if (panels < 1) panels = 1;
     job->max_tokens = panels * MSA__PANEL;
     job->tile_floats = MSA__PRODUCT_ROWS * job->max_tokens;
-    job->packed = msa__take(&arena, 1, msa__packed_bytes(job->is_bf16, k, panels));
-    job->tiles = msa__take(&arena, n_threads * job->tile_floats, sizeof(float));
-    job->scratch = msa__take(&arena, n_threads, msa__product_scratch_bytes());
+    job->packed = msa__arena_take(&arena, 1, msa__packed_bytes(job->is_bf16, k, panels));
+    job->tiles = msa__arena_take(&arena, n_threads * job->tile_floats, sizeof(float));
+    job->scratch = msa__arena_take(&arena, n_threads, msa__product_scratch_bytes());
     return arena.used;
 }
 
