@@ -136,10 +136,17 @@ def model(tmp_path_factory):
     return folder
 
 
+GOLDEN_FOLDERS = [SOURCE / "tests/golden/data", SOURCE.parent / "shared/golden"]
+
+
 @pytest.fixture(scope="session")
 def golden():
-    """The folder of golden data, or a skip: MSA_GOLDEN_DIR, or beside the source tree."""
-    folder = pathlib.Path(os.environ.get("MSA_GOLDEN_DIR", SOURCE.parent / "shared" / "golden"))
-    if not folder.is_dir():
-        pytest.skip(f"no golden data; MSA_GOLDEN_DIR names their folder")
-    return folder
+    """golden(name): that part of the golden data, or a skip where this checkout does not have it."""
+
+    def find(name):
+        for folder in GOLDEN_FOLDERS:
+            if (folder / name).exists():
+                return folder / name
+        return pytest.skip(f"golden data {name} is not here")
+
+    return find
