@@ -69,16 +69,22 @@ static int is_stop(const msa_generation_config *config, int32_t token)
     return 0;
 }
 
-/* Text of one token through the stream of whole characters to the callback. */
+/* Text of one token, whole characters only. Models have more rows than their tokenizer has tokens:
+ * such an id has no text and shows as U+FFFD. */
 static msa_status hand_out(cli_runtime *runtime, int32_t token, cli_characters *stream,
                            cli_buffer *text)
 {
     char *bytes = NULL;
     size_t n_bytes = 0;
     msa_status status = msa_tokenizer_decode(runtime->tokenizer, &token, 1, &bytes, &n_bytes);
-    if (status != MSA_OK) return status;
     cli_buffer_clear(text);
-    if (!cli_characters_add(stream, bytes, n_bytes, text)) status = MSA_ENOMEM;
+    if (status == MSA_EINVAL) {
+        if (cli_characters_end(stream, text) && cli_buffer_add(text, "\xef\xbf\xbd", 3)) {
+            status = MSA_OK;
+        }
+    } else if (status == MSA_OK && !cli_characters_add(stream, bytes, n_bytes, text)) {
+        status = MSA_ENOMEM;
+    }
     msa_free(bytes);
     return status;
 }
