@@ -73,21 +73,27 @@ static int64_t saved_tokens(const cli_runtime *runtime, const char *path)
     return (int64_t)file.st_size / cli_runtime_token_bytes(runtime) + 1;
 }
 
+/* Tokens the engine makes room for: --ctx, or what this run can come to, within the model's limit.
+ */
+static int64_t choose_capacity(const cli_runtime *runtime, const run_options *o, int64_t n_prompt)
+{
+    int64_t saved = saved_tokens(runtime, o->session);
+    int64_t wanted = (n_prompt > 0 ? n_prompt : saved) + o->n_tokens;
+    if (o->engine.ctx_tokens != CLI_UNSET) return o->engine.ctx_tokens;
+    if (saved > wanted) wanted = saved;
+    if (n_prompt < runtime->info.max_positions && wanted > runtime->info.max_positions) {
+        wanted = runtime->info.max_positions;
+    }
+    return wanted > 0 ? wanted : 1;
+}
+
 static int start(cli_runtime *runtime, const run_options *o, int64_t n_prompt)
 {
-    int64_t wanted = n_prompt + o->n_tokens, saved = saved_tokens(runtime, o->session);
-    int64_t capacity = wanted;
-    if (n_prompt == 0) capacity = saved + o->n_tokens; /* continue the session */
-    if (saved > capacity) capacity = saved;
-    if (o->engine.ctx_tokens != CLI_UNSET) {
-        capacity = o->engine.ctx_tokens;
-        if (wanted > capacity) {
-            return cli_complain("the prompt has %lld tokens and -n asks for %lld more, --ctx %lld "
-                                "holds less",
-                                (long long)n_prompt, (long long)o->n_tokens, (long long)capacity);
-        }
-    } else if (capacity > runtime->info.max_positions && wanted <= runtime->info.max_positions) {
-        capacity = runtime->info.max_positions;
+    int64_t capacity = choose_capacity(runtime, o, n_prompt);
+    if (n_prompt + (o->n_tokens > 0) > capacity) {
+        return cli_complain(
+            "the prompt has %lld tokens, --ctx %lld has no room for it and an answer",
+            (long long)n_prompt, (long long)capacity);
     }
     int status = cli_runtime_start(runtime, capacity);
     if (status != CLI_OK || !o->session) return status;
@@ -119,6 +125,10 @@ static int read_and_generate(cli_runtime *runtime, const run_options *o, const i
     }
     if (status == CLI_FAILED) return status;
     if (status == CLI_INTERRUPTED && !o->quiet) cli_talk("interrupted\n");
+    if (status == CLI_OK && !o->quiet && runtime->generated_tokens < o->n_tokens &&
+        msa_session_length(runtime->session) == runtime->capacity_tokens) {
+        cli_talk("the context of %lld tokens is full\n", (long long)runtime->capacity_tokens);
+    }
     if (!o->quiet) cli_print_stats(runtime);
     if (o->stats) {
         int written = cli_write_stats(runtime, o->stats);

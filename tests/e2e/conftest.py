@@ -82,12 +82,12 @@ class Terminal:
         while wanted not in self.seen:
             left = end - time.monotonic()
             ready = left > 0 and select.select([self.master], [], [], left)[0]
-            assert ready, f"no {text!r} in {self.seen!r}"
+            assert ready, f"no {text!r} in {self.seen[-400:]!r}"
             try:
                 data = os.read(self.master, 65536)
             except OSError:
                 data = b""
-            assert data, f"the program ended; no {text!r} in {self.seen!r}"
+            assert data, f"the program ended; no {text!r} in {self.seen[-400:]!r}"
             self.seen += data
         before, self.seen = self.seen.split(wanted, 1)
         return before

@@ -37,9 +37,7 @@ def test_chat_interrupt_stops_the_answer_not_the_program(terminal, model):
     screen.type("Tell me a long story\n")
     screen.wait_for("story")
     screen.wait_for("\n")
-    for _ in range(40):  # once the answer runs
-        screen.wait_for("<")
-        break
+    screen.wait_for("<")  # the answer runs
     screen.type(b"\x03")
     screen.wait_for("(stopped)")
     screen.wait_for(PROMPT)

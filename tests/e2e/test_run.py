@@ -140,8 +140,8 @@ def test_run_progress_is_plain_lines_in_a_pipe(msa, model):
 
 def test_run_progress_is_a_bar_on_a_terminal(terminal, model, tmp_path):
     file = tmp_path / "long.txt"
-    file.write_text(TEXT * 8)
-    screen = terminal("run", model, "-f", file, "-n", 2, "--chunk", 16, "--ignore-stop")
+    file.write_text(TEXT * 2)
+    screen = terminal("run", model, "-f", file, "-n", 2, "--chunk", 1, "--ignore-stop")
     screen.wait_for("\r")
     screen.wait_for("left")
     screen.wait_for("generated")
@@ -159,7 +159,7 @@ def test_run_shows_control_characters_on_a_terminal(terminal, model):
 
 def test_run_interrupted_prints_the_numbers(model):
     process = subprocess.Popen(
-        [PROGRAM, "run", model, "-p", TEXT, "-n", "100000", "--ignore-stop"],
+        [PROGRAM, "run", model, "-p", "x", "-n", "60000", "--ignore-stop"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -232,9 +232,15 @@ def test_run_rejects_a_missing_model(fails, tmp_path):
 
 
 def test_run_rejects_a_prompt_beyond_the_context(fails, msa, model):
-    fails(1, "--ctx 16 holds less", "run", model, "-p", TEXT, "--ctx", 16)
+    fails(1, "--ctx 16 has no room", "run", model, "-p", TEXT, "--ctx", 16)
     longest = json.loads(msa("inspect", model, "--json").stdout)["max_positions"]
     fails(1, f"at most {longest}", "run", model, "-p", "x", "--ctx", longest + 1)
+
+
+def test_run_stops_where_the_context_is_full(msa, model):
+    result = run_ok(msa, model, "-p", "x", "-n", 100, "--ctx", 20, "--ignore-stop")
+    assert b"the context of 20 tokens is full\n" in result.stderr
+    assert b"generated    19 tokens" in result.stderr
 
 
 def test_run_refuses_what_memory_cannot_hold(msa, model):
@@ -262,7 +268,7 @@ def test_run_to_a_reader_that_leaves(msa, model):
     read_end, write_end = os.pipe()
     os.close(read_end)
     with os.fdopen(write_end, "wb") as pipe:
-        result = msa("run", model, "-p", "x", "-n", 100000, "--ignore-stop", "-q", stdout=pipe)
+        result = msa("run", model, "-p", "x", "-n", 60000, "--ignore-stop", "-q", stdout=pipe)
     assert result.returncode == 1 and not result.stderr
 
 
