@@ -74,8 +74,9 @@ static void print_list_row(const char *name, const char *text)
 
 void cli_help_command(const cli_command *command)
 {
-    cli_print("msa %s: %s\n\nUsage: msa %s [OPTION]...", command->name, command->summary,
-              command->name);
+    cli_print("msa %s: ", command->name);
+    print_wrapped(command->summary, 6 + (int)strlen(command->name), 0);
+    cli_print("\nUsage: msa %s [OPTION]...", command->name);
     for (const cli_option *a = command->arguments; a && a->name; a++) cli_print(" %s", a->name);
     cli_print("\n");
     if (command->details) {
