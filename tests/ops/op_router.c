@@ -65,13 +65,32 @@ static msa_router_args new_args(const router_case *c, msa_dtype x_dtype, msa_dty
     return args;
 }
 
+/* Scores and ranks [T, E] in float64. */
+static void compute_expected(const router_case *c, const msa_router_args *args, double *score,
+                             double *rank)
+{
+    for (int64_t i = 0; i < c->n_tokens * c->n_experts; i++) {
+        int64_t t = i / c->n_experts, e = i % c->n_experts;
+        double logit = 0;
+        for (int64_t k = 0; k < c->n_in; k++) {
+            logit += tensor_at(&args->x, t, k, 0) * tensor_at(&args->weight, e, k, 0);
+        }
+        score[i] = 1 / (1 + exp(-logit));
+        rank[i] = score[i] + (c->with_bias ? tensor_at(&args->bias, e, 0, 0) : 0);
+    }
+}
+
 static void check_case(const router_case *c, msa_dtype x_dtype, msa_dtype w_dtype)
 {
     char what[160];
     msa_router_args args = new_args(c, x_dtype, w_dtype);
     size_t n_outputs = (size_t)(c->n_tokens * c->topk);
+    size_t n_scores = (size_t)(c->n_tokens * c->n_experts);
     int32_t *one_thread_ids = fixture_alloc(sizeof(int32_t) * n_outputs);
     float *one_thread_weights = fixture_alloc(sizeof(float) * n_outputs);
+    double *score = fixture_alloc(sizeof(double) * n_scores);
+    double *rank = fixture_alloc(sizeof(double) * n_scores);
+    compute_expected(c, &args, score, rank);
     for (int32_t i = 0; context_at(i); i++) {
         memset(args.ids, 0xff, sizeof(int32_t) * n_outputs);
         memset(args.weights, 0xff, sizeof(float) * n_outputs);
@@ -83,19 +102,11 @@ static void check_case(const router_case *c, msa_dtype x_dtype, msa_dtype w_dtyp
         assert_memory_equal(args.ids, one_thread_ids, sizeof(int32_t) * n_outputs);
         assert_memory_equal(args.weights, one_thread_weights, sizeof(float) * n_outputs);
         for (int64_t t = 0; t < c->n_tokens; t++) {
-            double score[256], rank[256];
-            for (int64_t e = 0; e < c->n_experts; e++) {
-                double logit = 0;
-                for (int64_t k = 0; k < c->n_in; k++) {
-                    logit += tensor_at(&args.x, t, k, 0) * tensor_at(&args.weight, e, k, 0);
-                }
-                score[e] = 1 / (1 + exp(-logit));
-                rank[e] = score[e] + (c->with_bias ? tensor_at(&args.bias, e, 0, 0) : 0);
-            }
             snprintf(what, sizeof(what), "%s x %s w %s token %lld of %lld, %lld experts",
                      context_label(context_at(i)), msa_dtype_name(x_dtype), msa_dtype_name(w_dtype),
                      (long long)t, (long long)c->n_tokens, (long long)c->n_experts);
-            check_token(c, score, rank, args.ids + t * c->topk, args.weights + t * c->topk, what);
+            check_token(c, score + t * c->n_experts, rank + t * c->n_experts,
+                        args.ids + t * c->topk, args.weights + t * c->topk, what);
         }
     }
 }
