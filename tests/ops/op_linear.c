@@ -14,11 +14,12 @@ typedef struct linear_case {
 static const linear_case cases[] = {
     {1, 32, 1, 0, 0},   {1, 96, 40, 3, 0},   {1, 256, 130, 0, 1}, {2, 64, 16, 1, 1},
     {5, 32, 33, 0, 0},  {16, 128, 48, 7, 0}, {17, 64, 65, 5, 1},  {33, 160, 31, 0, 0},
-    {65, 96, 70, 9, 0}, {65, 32, 257, 0, 1},
+    {65, 96, 70, 9, 0}, {65, 32, 257, 0, 1}, {530, 32, 40, 0, 0}, {3, 2112, 33, 0, 1},
 };
 /* Widths that no vector or scale block divides; not for MXFP8. */
 static const linear_case odd_cases[] = {
-    {1, 1, 1, 0, 0}, {1, 37, 19, 0, 0}, {3, 17, 5, 3, 1}, {18, 45, 50, 1, 0}, {65, 131, 67, 0, 1},
+    {1, 1, 1, 0, 0},    {1, 37, 19, 0, 0},   {3, 17, 5, 3, 1},
+    {18, 45, 50, 1, 0}, {65, 131, 67, 0, 1}, {2, 2051, 9, 0, 0},
 };
 
 static msa_status run_linear(msa_context *ctx, const msa_linear_args *args)

@@ -238,6 +238,46 @@ static void test_tokens_do_not_depend_on_T(void **state)
     }
 }
 
+/* Rows wider than what is multiplied at once. */
+static void test_wide_rows_match_float64(void **state)
+{
+    static const moe_case wide[] = {{3, 2112, 32, 64, 0, 3, 2, 1}, {18, 32, 2112, 0, 0, 2, 1, 0}};
+    for (int combo = 0; combo < 4; combo++) {
+        msa_dtype x_dtype = combo % 2 ? MSA_DTYPE_F32 : MSA_DTYPE_BF16;
+        msa_dtype w_dtype = combo < 2 ? x_dtype : MSA_DTYPE_F8_E4M3;
+        for (int i = 0; i < 2; i++) check_case(&wide[i], &oai, x_dtype, w_dtype, x_dtype);
+        fixture_teardown(state);
+    }
+}
+
+/* More tokens than are summed at once, more experts than are multiplied at once. */
+static void test_long_batches_match_their_pieces(void **state)
+{
+    (void)state;
+    const moe_case c = {2100, 32, 32, 32, 0, 50, 3, 0};
+    const int64_t piece = 700;
+    for (int d = 0; d < 2; d++) {
+        msa_dtype dtype = float_dtypes[d];
+        msa_moe_args args = new_args(&c, &oai, dtype, dtype, MSA_DTYPE_F32);
+        for (int32_t i = 0; context_at(i); i++) {
+            if (!context_at(i)->backend->moe) continue;
+            msa_tensor whole = tensor_clone(&args.out), parts = tensor_clone(&args.out);
+            msa_moe_args run = args;
+            run.out = whole;
+            EXPECT_OK(run_moe(context_at(i), &run));
+            run.x.shape[0] = run.out.shape[0] = piece;
+            for (int64_t t = 0; t < c.n_tokens; t += piece) {
+                run.x.data = (char *)args.x.data + (size_t)(t * 32) * msa_dtype_bytes(dtype);
+                run.out.data = (float *)parts.data + t * 32;
+                run.ids = args.ids + t * c.topk;
+                run.weights = args.weights + t * c.topk;
+                EXPECT_OK(run_moe(context_at(i), &run));
+            }
+            expect_same_bytes(&whole, &parts, context_label(context_at(i)));
+        }
+    }
+}
+
 /* Experts are summed in ascending id, so the order in which a token lists them is free. */
 static void test_order_of_ids_changes_nothing(void **state)
 {
@@ -366,6 +406,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(test_sums_match_float64, fixture_teardown),
         cmocka_unit_test_teardown(test_tokens_do_not_depend_on_T, fixture_teardown),
+        cmocka_unit_test_teardown(test_wide_rows_match_float64, fixture_teardown),
+        cmocka_unit_test_teardown(test_long_batches_match_their_pieces, fixture_teardown),
         cmocka_unit_test_teardown(test_order_of_ids_changes_nothing, fixture_teardown),
         cmocka_unit_test_teardown(test_nan_stays_where_it_is_routed, fixture_teardown),
         cmocka_unit_test_teardown(test_wrong_arguments_are_named, fixture_teardown),

@@ -53,4 +53,6 @@ const msa__backend msa__cpu_backend = {
     .router = msa__cpu_router,
     .linear_workspace = msa__cpu_linear_workspace,
     .linear = msa__cpu_linear,
+    .moe_workspace = msa__cpu_moe_workspace,
+    .moe = msa__cpu_moe,
 };

@@ -4,6 +4,8 @@
 #include "base/numeric.h"
 #include "base/overflow.h"
 
+#include <string.h>
+
 int32_t msa__product_is_bf16(msa_dtype x_dtype, const msa_weight *weight)
 {
     return x_dtype == MSA_DTYPE_BF16 &&
@@ -27,9 +29,9 @@ void *msa__packed_at(void *packed, int32_t is_bf16, int64_t k, int64_t n_panels,
 
 int64_t msa__product_rows(int64_t n_rows, int64_t n_tokens, int32_t n_threads)
 {
-    if (n_tokens <= MSA__PANEL) return 32;
-    int64_t rows = n_rows / (4 * n_threads) / 32 * 32; /* four items a thread even out */
-    return rows < 32 ? 32 : rows > MSA__PRODUCT_ROWS ? MSA__PRODUCT_ROWS : rows;
+    int64_t rows = n_tokens <= MSA__PANEL ? 32 : MSA__PRODUCT_ROWS;
+    while (rows > 32 && n_rows < 4 * n_threads * rows) rows /= 2; /* four items a thread even out */
+    return rows;
 }
 
 size_t msa__product_scratch_bytes(void)
@@ -69,6 +71,7 @@ void msa__product(const msa__cpu_kernels *kernels, int32_t is_bf16, const msa_we
     int64_t k = w->shape[1], n_panels = msa__ceil_div(n_tokens, MSA__PANEL);
     int32_t in_place = w->dtype == (is_bf16 ? MSA_DTYPE_BF16 : MSA_DTYPE_F32);
     int32_t is_narrow = n_tokens <= MSA__GEMV_COLUMNS;
+    if (is_narrow) memset(c, 0, (size_t)(n_rows * ldc) * sizeof(*c));
     if (is_bf16) kernels->enter();
     for (int64_t l = 0; l < k; l += MSA__K_CHUNK) {
         int64_t n = k - l < MSA__K_CHUNK ? k - l : MSA__K_CHUNK, lda = n;
