@@ -152,7 +152,6 @@ msa_status msa_safetensors_writer_declare(msa_safetensors_writer *w, const char 
     d->dtype = dtype;
     d->n_dims = n_dims;
     for (int32_t i = 0; i < n_dims; i++) d->shape[i] = shape[i];
-    d->begin = w->data_bytes;
     d->bytes = bytes;
     w->data_bytes = end;
     *index = w->n_tensors++;
@@ -209,8 +208,21 @@ static msa_status check_names(const msa_safetensors_writer *w)
     return status;
 }
 
+static void lay_out(msa_safetensors_writer *w)
+{
+    size_t end = 0;
+    for (size_t element_bytes = 8; element_bytes > 0; element_bytes /= 2) {
+        for (int64_t i = 0; i < w->n_tensors; i++) {
+            if (msa_dtype_bytes(w->tensors[i].dtype) != element_bytes) continue;
+            w->tensors[i].begin = end;
+            end += w->tensors[i].bytes;
+        }
+    }
+}
+
 static msa_status write_header(msa_safetensors_writer *w)
 {
+    lay_out(w);
     MSA_TRY(check_names(w));
     size_t room = 128;
     for (int64_t i = 0; i < w->n_tensors; i++) room += strlen(w->tensors[i].name) + 256;
