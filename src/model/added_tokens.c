@@ -112,22 +112,22 @@ const msa__added_token *msa__added_next(const msa__added_set *set, const char *t
         const msa__added_token *token = longest_prefix(set, text + at, n - at);
         if (!token) continue;
         size_t first = at, last = at + token->bytes, bytes;
-        if (token->single_word && inside_word(text, n, first, last)) {
-            at = last - 1; /* the match is dropped whole */
-            continue;
-        }
         *from = last;
+        at = last - 1; /* a match that is dropped is dropped whole */
+        if (token->single_word && inside_word(text, n, first, last)) continue;
         while (token->lstrip && first > behind) {
             size_t previous = step_back(text, first);
             if (!is_space(msa__utf8_decode(text + previous, &bytes))) break;
             first = previous;
         }
+        if (token->rstrip && last < behind) last = behind; /* known to be white space */
         while (token->rstrip && last < n) {
             if (!is_space(msa__utf8_decode(text + last, &bytes))) break;
             last += bytes;
         }
+        if (last <= behind) continue; /* within white space that the token before took */
         *begin = first < behind ? behind : first;
-        *end = last < *begin ? *begin : last;
+        *end = last;
         return token;
     }
     return NULL;

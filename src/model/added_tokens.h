@@ -23,8 +23,8 @@ typedef struct msa__added_set {
 
 void msa__added_sort(msa__added_set *set);
 
-/* The next token at or after *from: its bytes in the text are [begin, end), and *from moves behind
- * it. NULL: no more tokens. The caller sets *from and *end to 0 before the first call. */
+/* The next token at or after *from: plain text goes on until *begin and again from *end. NULL: no
+ * more tokens. The caller sets *from and *end to 0 before the first call. */
 const msa__added_token *msa__added_next(const msa__added_set *set, const char *text, size_t n,
                                         size_t *from, size_t *begin, size_t *end);
 
