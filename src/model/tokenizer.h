@@ -7,7 +7,7 @@
 #include "model/json.h"
 #include "model/pattern.h"
 
-#define MSA__MAX_TOKEN_ID  (1 << 22)
+#define MSA__MAX_TOKEN_ID  (1 << 21)
 #define MSA__MAX_PRE_STEPS 16
 
 typedef struct msa__token {

@@ -25,7 +25,7 @@ static void test_vocabulary(void **state)
     expect_refused((tokenizer_parts){.tokens = (text)}, (code), (message))
     TOKENS("\"ab\":97", MSA_EFORMAT, "model.vocab.ab = 97, must be the only token of its id");
     TOKENS("\"ab\":-1", MSA_EFORMAT, "model.vocab.ab = -1, must be an integer in 0..");
-    TOKENS("\"ab\":4194304", MSA_EFORMAT, "must be an integer in 0..4194303");
+    TOKENS("\"ab\":2097152", MSA_EFORMAT, "must be an integer in 0..2097151");
     TOKENS("\"ab\":99999999999999999999", MSA_EFORMAT, "must be an integer");
     TOKENS("\"ab\":1.5", MSA_EFORMAT, "must be an integer");
     TOKENS("\"ab\":\"256\"", MSA_EFORMAT, "must be an integer");
