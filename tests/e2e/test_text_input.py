@@ -8,8 +8,7 @@ import pytest
 
 from conftest import SOURCE
 
-DATA = SOURCE / "tests" / "golden" / "data"
-BPE = DATA / "tokenizer" / "bpe-1k"
+BPE = SOURCE / "tests" / "golden" / "data" / "tokenizer" / "bpe-1k"
 
 
 @pytest.fixture
