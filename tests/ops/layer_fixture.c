@@ -165,6 +165,15 @@ double rounded(msa_dtype dtype, double value)
     return (double)load_f32(&stored, dtype, 0);
 }
 
+double exact_activation(const msa_activation *activation, double gate, double up)
+{
+    if (activation->kind == MSA_ACT_SILU) return up * gate / (1 + exp(-gate));
+    double limit = (double)activation->limit;
+    gate = gate > limit ? limit : gate;
+    up = up > limit ? limit : up < -limit ? -limit : up;
+    return (up + (double)activation->beta) * gate / (1 + exp(-(double)activation->alpha * gate));
+}
+
 /* The floor lets a naive result that happens to be exact be missed by the last bits of f32. */
 void expect_close(const msa_tensor *t, const double *oracle, const float *naive, const char *what)
 {

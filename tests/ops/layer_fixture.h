@@ -32,6 +32,9 @@ double weight_value(const msa_weight *weight, int64_t row, int64_t column);
 /* A value as it would be stored. */
 double rounded(msa_dtype dtype, double value);
 
+/* One element of a gated MLP's hidden row, (L4) and (L5). */
+double exact_activation(const msa_activation *activation, double gate, double up);
+
 /* Every element of t against the oracle, in row order. naive holds a plain f32 computation whose
  * rounding to t's dtype sets the tolerance. A NaN or infinity must be met exactly. */
 void expect_close(const msa_tensor *t, const double *oracle, const float *naive, const char *what);

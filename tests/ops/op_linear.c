@@ -1,8 +1,6 @@
 /* linear: x W^T for every pair of dtypes against float64, on every context. */
 #include "ops/layer_fixture.h"
 
-#include "ops/backend.h"
-
 #include <math.h>
 #include <stdio.h>
 
@@ -69,7 +67,6 @@ static void check_case(const linear_case *c, msa_dtype x_dtype, msa_dtype w_dtyp
     msa_tensor one_thread = start;
     for (int32_t i = 0; context_at(i); i++) {
         msa_context *ctx = context_at(i);
-        if (!ctx->backend->linear) continue;
         args.out = tensor_clone(&start);
         msa_status status = run_linear(ctx, &args);
         snprintf(what, sizeof(what), "%s x %s w %s out %s T %lld in %lld out %lld",
@@ -113,7 +110,6 @@ static void test_rows_do_not_depend_on_T(void **state)
         tensor_fill(&x, 5, 1);
         args.weight = weight_new(combo < 3 ? x_dtype : MSA_DTYPE_F8_E4M3, 75, 320, 0, 6, 0.5);
         for (int32_t i = 0; context_at(i); i++) {
-            if (!context_at(i)->backend->linear) continue;
             args.x = x;
             args.out = tensor_new(MSA_DTYPE_F32, 2, 37, 75, 1, 0);
             msa_tensor whole = args.out;
@@ -148,7 +144,6 @@ static void test_nan_and_infinity_stay_in_their_row(void **state)
         float naive[60];
         compute_expected(&args, oracle, naive);
         for (int32_t i = 0; context_at(i); i++) {
-            if (!context_at(i)->backend->linear) continue;
             args.out = tensor_new(MSA_DTYPE_F32, 2, 3, 20, 1, 0);
             EXPECT_OK(run_linear(context_at(i), &args));
             expect_close(&args.out, oracle, naive, context_label(context_at(i)));

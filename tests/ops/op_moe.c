@@ -94,15 +94,6 @@ static msa_moe_args new_args(const moe_case *c, const msa_activation *activation
     return args;
 }
 
-static double exact(const msa_activation *a, double g, double u)
-{
-    if (a->kind == MSA_ACT_SILU) return u * g / (1 + exp(-g));
-    double limit = (double)a->limit;
-    g = g > limit ? limit : g;
-    u = u > limit ? limit : u < -limit ? -limit : u;
-    return (u + (double)a->beta) * g / (1 + exp(-(double)a->alpha * g));
-}
-
 /* Adds one token's MLP: the oracle never rounds; the plain one sums in f32 and rounds the hidden
  * row to x's dtype, which sets the tolerance. */
 static void add_mlp(const msa_moe_args *args, const msa_mlp_weights *mlp, int64_t t, double factor,
@@ -122,8 +113,8 @@ static void add_mlp(const msa_moe_args *args, const msa_mlp_weights *mlp, int64_
             plain_gate += (float)x * (float)g;
             plain_up += (float)x * (float)u;
         }
-        hidden[j] = exact(&args->activation, gate, up);
-        double y = exact(&args->activation, (double)plain_gate, (double)plain_up);
+        hidden[j] = exact_activation(&args->activation, gate, up);
+        double y = exact_activation(&args->activation, (double)plain_gate, (double)plain_up);
         plain[j] = (float)rounded(args->x.dtype, y);
     }
     for (int64_t o = 0; o < n_in; o++) {

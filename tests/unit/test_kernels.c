@@ -481,6 +481,50 @@ static void test_unpack_columns(void)
     }
 }
 
+/* ---- activation ---------------------------------------------------------------------------- */
+
+static double exact_gated(const msa_activation *a, double g, double u)
+{
+    if (a->kind == MSA_ACT_SILU) return u * g / (1 + exp(-g));
+    double limit = (double)a->limit;
+    g = g > limit ? limit : g;
+    u = u > limit ? limit : u < -limit ? -limit : u;
+    return (u + (double)a->beta) * g / (1 + exp(-(double)a->alpha * g));
+}
+
+/* To the last places, over the whole range in which the sigmoid is a normal number. */
+static void check_gated(const msa_activation *activation, int64_t n)
+{
+    float *gate = place(arena_a, (size_t)n * 4, 1), *up = place(arena_b, (size_t)n * 4, 1);
+    float *y = place(arena_c, (size_t)n * 4, 1);
+    for (int64_t i = 0; i < n; i++) {
+        gate[i] = 50 * random_value();
+        up[i] = 9 * random_value();
+    }
+    kernels->gated(y, gate, up, activation, n);
+    for (int64_t i = 0; i < n; i++) {
+        double expected = exact_gated(activation, (double)gate[i], (double)up[i]);
+        double error = fabs((double)y[i] - expected);
+        double steps =
+            2 + 1.702 * fabs((double)gate[i]); /* exp carries over its input's rounding */
+        CHECK(error <= 0x1p-23 * steps * fabs(expected) + 1e-36,
+              "kind %d gate %g up %g: %g, must be %g", activation->kind, (double)gate[i],
+              (double)up[i], (double)y[i], expected);
+    }
+    kernels->gated(gate, gate, up, activation, n);
+    CHECK(!memcmp(gate, y, (size_t)n * 4), "onto gate, n %d", (int)n);
+}
+
+static void test_gated(void)
+{
+    static const msa_activation oai = {MSA_ACT_SWIGLU_OAI, 1.702f, 1, 7};
+    static const msa_activation silu = {MSA_ACT_SILU, 0, 0, 0};
+    for (int64_t n = 1; n <= 300; n += n < 70 ? 1 : 23) {
+        check_gated(&oai, n);
+        check_gated(&silu, n);
+    }
+}
+
 int main(void)
 {
     arena_a = new_arena();
@@ -502,6 +546,7 @@ int main(void)
         test_gemv_has_the_bits_of_gemm();
         test_mxfp8();
         test_unpack_columns();
+        test_gated();
         printf("%s %s\n", n_failures == before ? "ok  " : "FAIL", kernels->name);
     }
     return n_failures != 0;

@@ -1,4 +1,5 @@
-/* RMSNorm: one pass for the sum of squares, one to scale; a row's sum is cut into fixed chunks. */
+/* RMSNorm (L1): one pass for the sum of squares, one to scale; a row's sum is cut into fixed
+ * chunks. */
 #include "backend/cpu/cpu_rows.h"
 
 #include <math.h>

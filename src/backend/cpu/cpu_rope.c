@@ -1,4 +1,4 @@
-/* Partial NeoX RoPE: sines and cosines once per token, then every head. */
+/* Partial NeoX RoPE (L2): sines and cosines once per token, then every head. */
 #include "backend/cpu/cpu_rows.h"
 
 #include <math.h>

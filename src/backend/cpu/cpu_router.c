@@ -1,4 +1,5 @@
-/* Sigmoid router: logits of 16 tokens at a time by the matrix kernel, then each token's best k.
+/* Sigmoid router (L6): logits of 16 tokens at a time by the matrix kernel, then each token's best
+ * k.
  *
  * Nothing but the outputs holds state: a tile of experts is finished before the next one starts,
  * and args->ids and args->weights keep each token's best experts so far, sorted. The sum over H is

@@ -1,4 +1,4 @@
-/* The activation of a gated MLP for one pair of gate and up. */
+/* The activation of a gated MLP for one pair of gate and up, (L4) and (L5). */
 #ifndef MSA_REF_ACTIVATION_H
 #define MSA_REF_ACTIVATION_H
 

@@ -1,4 +1,4 @@
-/* Linear layer, the reference: one dot product in double per output. */
+/* Linear layer (L3), the reference: one dot product in double per output. */
 #include "backend/ref/ref_backend.h"
 #include "backend/ref/ref_weight.h"
 

@@ -1,4 +1,4 @@
-/* Mixture of experts, the reference: every token visits its experts in ascending id, then the
+/* Mixture of experts (L7), the reference: every token visits its experts in ascending id, then the
  * shared one. The hidden row act(gate, up) is rounded to the dtype of x, as it is stored between
  * the matrix products of a fast backend; everything else is double until the output is written. */
 #include "backend/ref/ref_activation.h"

@@ -1,4 +1,4 @@
-/* RMSNorm, the reference: one row at a time, statistics in double. */
+/* RMSNorm (L1), the reference: one row at a time, statistics in double. */
 #include "backend/ref/ref_backend.h"
 #include "base/numeric.h"
 

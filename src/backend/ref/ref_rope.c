@@ -1,4 +1,5 @@
-/* Partial NeoX RoPE, the reference. The angle is an f32 product by contract; the rest is double. */
+/* Partial NeoX RoPE (L2), the reference. The angle is an f32 product by contract; the rest is
+ * double. */
 #include "backend/ref/ref_backend.h"
 #include "base/numeric.h"
 

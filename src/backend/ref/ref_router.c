@@ -1,4 +1,5 @@
-/* Sigmoid router, the reference: scores of one expert after the other, inserted into the best k. */
+/* Sigmoid router (L6), the reference: scores of one expert after the other, inserted into the best
+ * k. */
 #include "backend/ref/ref_backend.h"
 #include "base/numeric.h"
 

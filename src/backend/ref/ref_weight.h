@@ -1,4 +1,4 @@
-/* Reading one element of a weight matrix, whatever it is stored in. */
+/* Reading one element of a weight matrix, whatever it is stored in, (L8). */
 #ifndef MSA_REF_WEIGHT_H
 #define MSA_REF_WEIGHT_H
 

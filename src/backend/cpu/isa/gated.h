@@ -1,4 +1,5 @@
-/* Gated activation in plain C, for the compiler of each instruction set to vectorise.
+/* Gated activation, (L4) and (L5), in plain C, for the compiler of each instruction set to
+ * vectorise.
  *
  * Every file that includes this has its own copy, made with its own flags. All of them give the
  * same bits: there is no fused multiply-add and no sum across lanes in here.
