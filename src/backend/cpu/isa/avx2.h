@@ -15,6 +15,7 @@ void msa__avx2_pack_rows_bf16(uint16_t *panels, const void *src, msa_dtype dtype
 void msa__avx2_to_f32(float *dst, const void *src, msa_dtype dtype, int64_t n);
 void msa__avx2_to_bf16(uint16_t *dst, const void *src, msa_dtype dtype, int64_t n);
 void msa__avx2_from_f32(void *dst, msa_dtype dtype, const float *src, int64_t n);
+void msa__avx2_mxfp8_to_bf16(uint16_t *dst, const uint8_t *src, const uint8_t *scales, int64_t n);
 void msa__avx2_unpack_columns(void *dst, msa_dtype dtype, int64_t ld, const float *c, int64_t ldc,
                               int64_t n_columns, int64_t n, int32_t accumulate);
 

@@ -4,6 +4,7 @@
 #include "backend/cpu/isa/avx2_load.h"
 #include "backend/cpu/isa/avx2_transpose.h"
 #include "backend/cpu/isa/generic.h"
+#include "base/numeric.h"
 
 static inline int64_t dtype_offset(msa_dtype dtype, int64_t i)
 {
@@ -119,6 +120,15 @@ void msa__avx2_from_f32(void *dst, msa_dtype dtype, const float *src, int64_t n)
         }
     }
     msa__generic_from_f32((char *)dst + dtype_offset(dtype, i), dtype, src + i, n - i);
+}
+
+void msa__avx2_mxfp8_to_bf16(uint16_t *dst, const uint8_t *src, const uint8_t *scales, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += 8) {
+        __m256 scale = _mm256_set1_ps(e8m0_to_f32(scales[i / 32]));
+        __m256 x = _mm256_mul_ps(load8_f32(src, MSA_DTYPE_F8_E4M3, i), scale);
+        _mm_storeu_si128((__m128i *)(void *)(dst + i), narrow16_avx2(round_bf16_avx2(x)));
+    }
 }
 
 /* The part that fills whole vectors; at the edges the portable code. */
