@@ -34,7 +34,7 @@ static const cli_option arguments[] = {
     {.kind = CLI_FOLDER,
      .name = "MODEL",
      .offset = offsetof(render_values, model),
-     .help = "model folder; only config.json is read"},
+     .help = "Model folder; only config.json is read."},
     {0},
 };
 

@@ -128,7 +128,7 @@ static const cli_option arguments[] = {
     {.kind = CLI_FOLDER,
      .name = "MODEL",
      .offset = offsetof(tokenize_values, model),
-     .help = "folder with tokenizer.json; nothing else is needed"},
+     .help = "Folder with tokenizer.json; nothing else is needed."},
     {0},
 };
 
@@ -136,12 +136,12 @@ static const cli_option options[] = {
     {.kind = CLI_FLAG,
      .name = "jsonl",
      .offset = offsetof(tokenize_values, jsonl),
-     .help = "one JSON string per input line, one JSON array of ids per output line"},
+     .help = "One JSON string per input line, one JSON array of ids per output line."},
     {.kind = CLI_FLAG,
      .letter = 'd',
      .name = "decode",
      .offset = offsetof(tokenize_values, decode),
-     .help = "the reverse: ids to text"},
+     .help = "The reverse: ids to text."},
     {0},
 };
 
@@ -150,8 +150,7 @@ const cli_command cli_cmd_tokenize = {
     .summary = "Turn text into token ids, or ids into text.",
     .details =
         "Reads standard input. Without --jsonl the whole input is one text, and its ids are "
-        "written "
-        "one a line, as msa logits reads them. Added tokens in the text become their ids; no other "
+        "written one a line, as msa logits reads them. Added tokens in the text become their ids; no other "
         "special tokens are added.\n\n"
         "With --decode --jsonl, bytes that are not valid UTF-8 become U+FFFD. Without --jsonl they "
         "are written as they are.",

@@ -74,6 +74,7 @@ class Terminal:
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
     def type(self, data):
+        time.sleep(0.2)  # no person is faster; the prompt shows a moment before the terminal is raw
         os.write(self.master, data if isinstance(data, bytes) else data.encode())
 
     def wait_for(self, text, timeout=TIMEOUT_SECONDS):
