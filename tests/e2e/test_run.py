@@ -138,10 +138,8 @@ def test_run_progress_is_plain_lines_in_a_pipe(msa, model):
     assert re.search(r"^reading 100 %  [\d,]+ of [\d,]+ tokens  [\d,]+/s$", talk, re.M)
 
 
-def test_run_progress_is_a_bar_on_a_terminal(terminal, model, tmp_path):
-    file = tmp_path / "long.txt"
-    file.write_text(TEXT * 2)
-    screen = terminal("run", model, "-f", file, "-n", 2, "--chunk", 1, "--ignore-stop")
+def test_run_progress_is_a_bar_on_a_terminal(terminal, model):
+    screen = terminal("run", model, "-p", TEXT[:1000], "-n", 2, "--chunk", 1, "--ignore-stop")
     screen.wait_for("\r")
     screen.wait_for("left")
     screen.wait_for("generated")
