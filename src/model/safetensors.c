@@ -123,7 +123,9 @@ static int compare_entries(const void *left, const void *right)
 static msa_status check_coverage(msa_safetensors *file)
 {
     size_t end = 0;
-    qsort(file->entries, (size_t)file->n_entries, sizeof(entry), compare_entries);
+    if (file->n_entries > 1) {
+        qsort(file->entries, (size_t)file->n_entries, sizeof(entry), compare_entries);
+    }
     for (int64_t i = 0; i < file->n_entries; i++) {
         const entry *e = &file->entries[i];
         if (e->begin < end) return fail_tensor(file, e, "overlaps another tensor");
