@@ -37,7 +37,6 @@ static msa_status check_args(const msa__check *at, msa_dense_attend_args *args)
     if (args->scale == 0) args->scale = (float)(1.0 / sqrt((double)q->shape[2]));
     MSA_TRY(msa__check_scale(at, "scale", args->scale));
     MSA_TRY(check_window(at, args));
-    MSA_TRY(check_sink_logit(at, args));
     /* The view is the only argument that knows Hkv. */
     int32_t n_dims = args->kv.page_table ? 4 : 3;
     MSA_TRY(msa__check_tensor(at, "kv.k", &args->kv.k, n_dims, MSA__DTYPES_CACHE));
@@ -48,7 +47,8 @@ static msa_status check_args(const msa__check *at, msa_dense_attend_args *args)
                            .head_dim = q->shape[2],
                            .block_size = args->block_size};
     MSA_TRY(msa__check_kv(at, &args->kv, args->cu_seqlens_q, &shape));
-    return msa__check_attend_outputs(at, q, &args->out, &args->lse);
+    MSA_TRY(msa__check_attend_outputs(at, q, &args->out, &args->lse));
+    return check_sink_logit(at, args); /* last: reads as many numbers as the shapes say */
 }
 
 msa_status msa_dense_attend_plan(msa_context *ctx, const msa_dense_attend_args *caller_args,

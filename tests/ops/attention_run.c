@@ -3,7 +3,7 @@
 #include "ops/attention_run.h"
 
 #include "harness/cmocka_all.h"
-#include "ops/backend.h"
+#include "ops/layer_fixture.h"
 
 #include <stdlib.h>
 
@@ -19,16 +19,9 @@ void results_free(results *r)
     memset(r, 0, sizeof(*r));
 }
 
-int has_attention(const msa_context *ctx)
+msa_context *attention_context(int32_t i)
 {
-    const msa__backend *b = ctx->backend;
-    if (b->select && b->block_topk && b->attend && b->dense_attend && b->attend_merge &&
-        b->kv_append) {
-        return 1;
-    }
-    static int n_printed;
-    if (n_printed++ == 0) print_message("skipped: %s has no attention operators\n", b->name);
-    return 0;
+    return context_at(2 * i); /* ref, then a pair of 1 and 3 threads for each */
 }
 
 /* ---- workspace ------------------------------------------------------------------------------- */

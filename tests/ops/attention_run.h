@@ -16,8 +16,9 @@ typedef struct results {
 
 void results_free(results *r);
 
-/* 1 when the context's backend has every attention operator; prints and counts when it has not. */
-int has_attention(const msa_context *ctx);
+/* The i-th context to run on: ref, then every usable instruction set with 3 threads; NULL past the
+ * end. (Other thread counts give the same bits: test_determinism.) */
+msa_context *attention_context(int32_t i);
 
 /* The calls as a caller would make them; a test may change them before it runs them. Outputs are
  * left absent. */

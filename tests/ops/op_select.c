@@ -3,7 +3,6 @@
 
 #include "base/numeric.h"
 #include "base/rng.h"
-#include "ops/backend.h"
 #include "ops/cases.h"
 #include "ops/layer_fixture.h"
 #include "ops/oracle.h"
@@ -68,8 +67,7 @@ static void check_case(const problem_spec *spec, void *arg)
     tolerance tol = tolerance_of(p);
     int64_t n_rows = p->n_tokens * spec->n_kv_heads;
     msa_context *ctx;
-    for (int32_t c = 0; (ctx = context_at(c)) != NULL; c++) {
-        if (!has_attention(ctx)) continue;
+    for (int32_t c = 0; (ctx = attention_context(c)) != NULL; c++) {
         char label[160];
         results r;
         snprintf(label, sizeof(label), "%s: %s %s/%s", context_label(ctx), spec->name,
@@ -115,8 +113,7 @@ static void test_select_special_scores(void **state)
     /* An infinity times the other dimensions' zeros is NaN: keep one dimension's product. */
     double *scores = oracle_block_scores(p);
     msa_context *ctx;
-    for (int32_t c = 0; (ctx = context_at(c)) != NULL; c++) {
-        if (!has_attention(ctx)) continue;
+    for (int32_t c = 0; (ctx = attention_context(c)) != NULL; c++) {
         results r;
         run_select(ctx, p, &r);
         expect_rows(context_label(ctx), p, r.blocks, scores);
@@ -160,8 +157,7 @@ static void test_select_over_a_million_keys(void **state)
     args.cu_seqlens_q = cu;
     args.blocks = msa_tensor_make(rows, MSA_DTYPE_I32, 3, 1, 1, TOPK, 1);
     msa_context *ctx;
-    for (int32_t c = 0; (ctx = context_at(c)) != NULL; c++) {
-        if (!has_attention(ctx)) continue;
+    for (int32_t c = 0; (ctx = attention_context(c)) != NULL; c++) {
         msa_plan plan;
         msa_plan_init(&plan);
         EXPECT_OK(msa_select_plan(ctx, &args, &plan));
@@ -254,8 +250,7 @@ static void test_block_topk_rule(void **state)
         }
     }
     msa_context *ctx;
-    for (int32_t c = 0; (ctx = context_at(c)) != NULL; c++) {
-        if (!has_attention(ctx)) continue;
+    for (int32_t c = 0; (ctx = attention_context(c)) != NULL; c++) {
         for (int n = 0; n < 15; n++) {
             msa_block_topk_args args;
             msa_block_topk_args_init(&args);

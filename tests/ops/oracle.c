@@ -105,7 +105,9 @@ void oracle_mask(const problem *p, int64_t token, const int32_t *row, int32_t to
 {
     for (int32_t j = 0; j <= p->position[token]; j++) {
         mask[j] = 0;
-        for (int32_t k = 0; k < topk; k++) mask[j] |= row[k] == j / p->spec.block_size;
+        for (int32_t k = 0; k < topk; k++) {
+            if (row[k] == j / p->spec.block_size) mask[j] = 1;
+        }
     }
 }
 

@@ -10,7 +10,7 @@
 #include "msa/attention.h"
 
 typedef enum problem_fill {
-    FILL_NORMAL, /* standard normal */
+    FILL_NORMAL, /* nearly normal, variance one */
     FILL_TIES,   /* small whole numbers: exact in every dtype, many equal scores */
     FILL_ZERO
 } problem_fill;

@@ -75,10 +75,7 @@ static void test_thread_counts_give_the_same_bits(void **state)
     const char *isa;
     int32_t usable;
     for (int32_t i = 0; (isa = msa_cpu_isa_name(i, &usable)) != NULL; i++) {
-        msa_context *ctx = usable ? make_context(isa, 1) : NULL;
-        int runs = ctx && has_attention(ctx);
-        msa_context_destroy(ctx);
-        for (int n = 0; n < 12 && runs; n++) {
+        for (int n = 0; n < 12 && usable; n++) {
             problem_spec spec = case_named(shapes[n / 3]);
             spec.q_dtype = pairs[n % 3][0];
             spec.cache_dtype = pairs[n % 3][1];

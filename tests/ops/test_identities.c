@@ -18,8 +18,8 @@ typedef void (*identity)(msa_context *ctx, const problem_spec *spec);
 static void run_everywhere(identity check, const char *shape)
 {
     msa_context *ctx;
-    for (int32_t c = 0; (ctx = context_at(c)) != NULL; c++) {
-        for (size_t n = 0; n < 4 && has_attention(ctx); n++) {
+    for (int32_t c = 0; (ctx = attention_context(c)) != NULL; c++) {
+        for (size_t n = 0; n < 4; n++) {
             problem_spec spec = case_named(shape);
             spec.q_dtype = dtype_pairs[n][0];
             spec.cache_dtype = dtype_pairs[n][1];
