@@ -16,22 +16,37 @@ enum { MAX_BLOCKS = 4096, MAX_CONTEXTS = 16 };
 
 static void *blocks[MAX_BLOCKS];
 static int n_blocks;
+static void *workspace;
 static msa_context *contexts[MAX_CONTEXTS];
 static int n_contexts;
 
-void *fixture_alloc(size_t bytes)
+static void *aligned_block(size_t bytes)
 {
     void *block = NULL;
-    assert_true(n_blocks < MAX_BLOCKS);
     assert_int_equal(posix_memalign(&block, 64, bytes ? bytes : 1), 0);
-    blocks[n_blocks++] = block;
     return block;
+}
+
+void *fixture_alloc(size_t bytes)
+{
+    assert_true(n_blocks < MAX_BLOCKS);
+    return blocks[n_blocks++] = aligned_block(bytes);
+}
+
+void *fixture_workspace(size_t bytes)
+{
+    free(workspace);
+    workspace = aligned_block(bytes);
+    memset(workspace, 0xff, bytes);
+    return workspace;
 }
 
 int fixture_teardown(void **state)
 {
     (void)state;
     while (n_blocks > 0) free(blocks[--n_blocks]);
+    free(workspace);
+    workspace = NULL;
     while (n_contexts > 0) msa_context_destroy(contexts[--n_contexts]);
     return 0;
 }

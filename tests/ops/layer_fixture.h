@@ -11,6 +11,9 @@
 void *fixture_alloc(size_t bytes);
 int fixture_teardown(void **state);
 
+/* A workspace of exactly that size, full of NaN; it lasts until the next call. */
+void *fixture_workspace(size_t bytes);
+
 /* Every byte 0xff, which is NaN in each float dtype; `pad` elements follow each row. */
 msa_tensor tensor_new(msa_dtype dtype, int32_t n_dims, int64_t d0, int64_t d1, int64_t d2,
                       int64_t pad);

@@ -25,8 +25,7 @@ static msa_status run_linear(msa_context *ctx, const msa_linear_args *args)
     msa_plan plan = {.struct_size = sizeof(plan)};
     msa_status status = msa_linear_plan(ctx, args, &plan);
     if (status != MSA_OK) return status;
-    void *workspace = fixture_alloc(plan.workspace_bytes);
-    memset(workspace, 0xff, plan.workspace_bytes);
+    void *workspace = fixture_workspace(plan.workspace_bytes);
     return msa_linear(ctx, &plan, args, workspace, plan.workspace_bytes);
 }
 

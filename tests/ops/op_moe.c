@@ -1,8 +1,6 @@
 /* moe: routed and shared experts for every dtype against float64, on every context. */
 #include "ops/layer_fixture.h"
 
-#include "ops/backend.h"
-
 #include <math.h>
 #include <stdio.h>
 
@@ -31,8 +29,7 @@ static msa_status run_moe(msa_context *ctx, const msa_moe_args *args)
     msa_plan plan = {.struct_size = sizeof(plan)};
     msa_status status = msa_moe_plan(ctx, args, &plan);
     if (status != MSA_OK) return status;
-    void *workspace = fixture_alloc(plan.workspace_bytes);
-    memset(workspace, 0xff, plan.workspace_bytes);
+    void *workspace = fixture_workspace(plan.workspace_bytes);
     return msa_moe(ctx, &plan, args, workspace, plan.workspace_bytes);
 }
 
@@ -158,7 +155,6 @@ static void check_args(const msa_moe_args *inputs, const char *what)
     msa_tensor one_thread = inputs->out;
     for (int32_t i = 0; context_at(i); i++) {
         msa_context *ctx = context_at(i);
-        if (!ctx->backend->moe) continue;
         msa_moe_args args = *inputs;
         args.out = tensor_clone(&inputs->out);
         snprintf(label, sizeof(label), "%s %s", context_label(ctx), what);
@@ -211,7 +207,6 @@ static void test_tokens_do_not_depend_on_T(void **state)
         msa_moe_args args = new_args(&c, &oai, x_dtype, w_dtype, MSA_DTYPE_F32);
         msa_tensor start = args.out;
         for (int32_t i = 0; context_at(i); i++) {
-            if (!context_at(i)->backend->moe) continue;
             msa_tensor whole = tensor_clone(&start), single = tensor_clone(&start);
             args.out = whole;
             EXPECT_OK(run_moe(context_at(i), &args));
@@ -251,7 +246,6 @@ static void test_long_batches_match_their_pieces(void **state)
         msa_dtype dtype = float_dtypes[d];
         msa_moe_args args = new_args(&c, &oai, dtype, dtype, MSA_DTYPE_F32);
         for (int32_t i = 0; context_at(i); i++) {
-            if (!context_at(i)->backend->moe) continue;
             msa_tensor whole = tensor_clone(&args.out), parts = tensor_clone(&args.out);
             msa_moe_args run = args;
             run.out = whole;
@@ -284,7 +278,6 @@ static void test_order_of_ids_changes_nothing(void **state)
         }
     }
     for (int32_t i = 0; context_at(i); i++) {
-        if (!context_at(i)->backend->moe) continue;
         msa_moe_args reversed = args;
         reversed.ids = ids;
         reversed.weights = weights;
