@@ -31,24 +31,18 @@ static int32_t is_null(const msa__json *value)
     return !value || value->type == MSA__JSON_NULL;
 }
 
-/* Member of an object; NULL when absent or null. */
-static const msa__json *member(const msa__json *object, const char *key)
-{
-    const msa__json *value = msa__json_get(object, key);
-    return is_null(value) ? NULL : value;
-}
-
 static int32_t has_text(const msa__json *object, const char *key, const char *text)
 {
     const msa__json *value = msa__json_get(object, key);
     return value && msa__json_equals(value, text);
 }
 
-/* An optional member of one type; NULL when absent or null. */
+/* An optional member of one type; NULL when it does not count as true. */
 static msa_status optional(const msa__json *object, const char *key, msa__json_type type,
                            const msa__json **value)
 {
-    *value = member(object, key);
+    *value = msa__json_get(object, key);
+    if (!msa__python_true(*value)) *value = NULL;
     return *value ? msa__json_type_is(*value, type) : MSA_OK;
 }
 
@@ -59,60 +53,52 @@ static int32_t has_role(const msa__json *message, const char *role)
 
 /* ---- content ------------------------------------------------------------------------------ */
 
-static msa_status put_part(msa__text *out, const msa__json *part, int32_t of_tool)
+/* Whether a part stands for an image or a video; its marker is appended. */
+static int32_t put_media(msa__text *out, const msa__json *part)
 {
-    const msa__json *text = NULL;
-    if (has_text(part, "type", "image")) {
+    if (has_text(part, "type", "image"))
         msa__text_puts(out, CHAT_IMAGE);
-        return out->status;
-    }
-    if (has_text(part, "type", "video")) {
+    else if (has_text(part, "type", "video"))
         msa__text_puts(out, CHAT_VIDEO);
-        return out->status;
+    else
+        return 0;
+    return 1;
+}
+
+/* Append a message's content: a string, parts, or nothing. Parts of other types are dropped. */
+static msa_status put_content(msa__text *out, const msa__json *content)
+{
+    if (is_null(content)) return MSA_OK;
+    if (content->type != MSA__JSON_ARRAY) return msa__python_str(out, content);
+    MSA__JSON_EACH(part, content)
+    {
+        const msa__json *text = part->type == MSA__JSON_STRING ? part : NULL;
+        if (has_text(part, "type", "text")) text = msa__json_get(part, "text");
+        if (text)
+            MSA_TRY(msa__python_str(out, text));
+        else
+            (void)put_media(out, part);
     }
-    if (of_tool) text = msa__json_get(part, "output");
-    if (!text && has_text(part, "type", "text")) text = msa__json_get(part, "text");
-    if (!text) return MSA_OK; /* the template drops parts of other types */
-    MSA_TRY(msa__json_type_is(text, MSA__JSON_STRING));
-    msa__text_add(out, text->text, text->text_bytes);
     return out->status;
 }
 
-/* Append a message's content: a string, parts, or nothing. */
-static msa_status put_content(msa__text *out, const msa__json *content, int32_t of_tool)
+/* Append a tool's result: the same, but a part's output wins over its text, and a part of another
+ * type is printed. */
+static msa_status put_result(msa__text *out, const msa__json *content)
 {
     if (is_null(content)) return MSA_OK;
-    if (content->type == MSA__JSON_STRING) {
-        msa__text_add(out, content->text, content->text_bytes);
-        return out->status;
-    }
+    if (content->type == MSA__JSON_STRING) return msa__python_str(out, content);
     if (content->type != MSA__JSON_ARRAY) {
         return msa__json_fail(content, MSA_EFORMAT, "must be a string, an array of parts or null");
     }
     MSA__JSON_EACH(part, content)
     {
-        if (part->type == MSA__JSON_STRING) {
-            msa__text_add(out, part->text, part->text_bytes);
-        } else {
-            MSA_TRY(msa__json_type_is(part, MSA__JSON_OBJECT));
-            MSA_TRY(put_part(out, part, of_tool));
-        }
+        if (put_media(out, part)) continue;
+        const msa__json *text = msa__json_get(part, "output");
+        if (!text && has_text(part, "type", "text")) text = msa__json_get(part, "text");
+        MSA_TRY(msa__python_str(out, text ? text : part));
     }
     return out->status;
-}
-
-/* A leading message's content, or a default when that is empty. */
-static msa_status put_content_or(renderer *r, const msa__json *content, const msa__json *value,
-                                 const char *otherwise)
-{
-    size_t before = r->out.n;
-    MSA_TRY(put_content(&r->out, content, 0));
-    if (r->out.n > before) return MSA_OK;
-    if (value)
-        msa__text_add(&r->out, value->text, value->text_bytes);
-    else
-        put(r, otherwise);
-    return r->out.status;
 }
 
 /* ---- system and developer blocks ---------------------------------------------------------- */
@@ -120,7 +106,10 @@ static msa_status put_content_or(renderer *r, const msa__json *content, const ms
 static msa_status put_system(renderer *r)
 {
     put(r, CHAT_BEGIN "]~b]system\n");
-    MSA_TRY(put_content_or(r, r->root, NULL, CHAT_IDENTITY));
+    if (msa__python_true(r->root))
+        MSA_TRY(put_content(&r->out, r->root));
+    else
+        put(r, CHAT_IDENTITY);
     put(r, "\n\n" CHAT_THINKING);
     const msa__json *mode = msa__json_get(r->options, "thinking_mode");
     if (!mode || msa__json_equals(mode, "adaptive"))
@@ -136,10 +125,14 @@ static msa_status put_system(renderer *r)
 static msa_status put_developer(renderer *r)
 {
     const msa__json *identity = msa__json_get(r->options, "model_identity");
-    if (identity) MSA_TRY(msa__json_type_is(identity, MSA__JSON_STRING));
     put(r, "]~b]developer\n");
-    MSA_TRY(put_content_or(r, r->developer, identity, CHAT_DEVELOPER));
-    if (r->tools && r->tools->n_children) {
+    if (msa__python_true(r->developer))
+        MSA_TRY(put_content(&r->out, r->developer));
+    else if (identity)
+        MSA_TRY(msa__python_str(&r->out, identity));
+    else
+        put(r, CHAT_DEVELOPER);
+    if (r->tools) {
         put(r, "\n\n" CHAT_TOOLS_BEGIN);
         MSA__JSON_EACH(tool, r->tools)
         {
@@ -243,8 +236,8 @@ static msa_status put_tool_calls(renderer *r, const msa__json *calls)
     put(r, CHAT_NAMESPACE "<tool_call>\n");
     MSA__JSON_EACH(call, calls)
     {
-        const msa__json *function = member(call, "function"), *name, *arguments;
-        if (!function) function = call;
+        const msa__json *function = msa__json_get(call, "function"), *name, *arguments;
+        if (!msa__python_true(function)) function = call;
         MSA_TRY(msa__json_need(function, "name", &name));
         MSA_TRY(msa__json_type_is(name, MSA__JSON_STRING));
         MSA_TRY(msa__json_need(function, "arguments", &arguments));
@@ -262,7 +255,7 @@ static msa_status put_tool_calls(renderer *r, const msa__json *calls)
 static msa_status put_assistant(renderer *r, const msa__json *message, const msa__json *calls)
 {
     msa__text text = {0};
-    msa_status status = put_content(&text, msa__json_get(message, "content"), 0);
+    msa_status status = put_content(&text, msa__json_get(message, "content"));
     if (status != MSA_OK) {
         msa__text_free(&text);
         return status;
@@ -295,7 +288,7 @@ static msa_status put_tool_result(renderer *r, const msa__json *message, const m
 {
     if (!has_role(previous, "tool")) put(r, "]~b]tool");
     put(r, "\n<response>");
-    MSA_TRY(put_content(&r->out, msa__json_get(message, "content"), 1));
+    MSA_TRY(put_result(&r->out, msa__json_get(message, "content")));
     put(r, "</response>");
     if (!has_role(message->next, "tool")) put(r, CHAT_END);
     return r->out.status;
@@ -310,12 +303,11 @@ static msa_status put_messages(renderer *r)
         MSA_TRY(msa__json_need(message, "role", &role));
         if (msa__json_equals(role, "user")) {
             put(r, "]~b]user\n");
-            MSA_TRY(put_content(&r->out, msa__json_get(message, "content"), 0));
+            MSA_TRY(put_content(&r->out, msa__json_get(message, "content")));
             put(r, CHAT_END);
         } else if (msa__json_equals(role, "assistant")) {
             MSA_TRY(optional(message, "tool_calls", MSA__JSON_ARRAY, &calls));
-            if (calls && calls->n_children == 0) calls = NULL;
-            if (calls) tool_was_called = 1;
+            tool_was_called = calls != NULL;
             MSA_TRY(put_assistant(r, message, calls));
         } else if (msa__json_equals(role, "tool")) {
             if (!tool_was_called) return MSA_FAIL(MSA_EINVAL, CHAT_ERROR_NO_CALL);
@@ -332,10 +324,7 @@ static msa_status put_messages(renderer *r)
 
 static msa_status put_generation_prompt(renderer *r)
 {
-    const msa__json *wanted = member(r->options, "add_generation_prompt");
-    int32_t add = 0;
-    if (wanted) MSA_TRY(msa__json_bool(wanted, &add));
-    if (!add) return MSA_OK;
+    if (!msa__python_true(msa__json_get(r->options, "add_generation_prompt"))) return MSA_OK;
     put(r, "]~b]ai\n");
     if (has_text(r->options, "thinking_mode", "enabled")) put(r, CHAT_THINK);
     if (has_text(r->options, "thinking_mode", "disabled")) put(r, CHAT_THINK_END);

@@ -2,11 +2,13 @@
 #include "model/python_text.h"
 
 #include "base/error.h"
+#include "model/utf8.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <utf8proc.h>
 
 #define MAX_DIGITS 17 /* always enough to read a double back */
 
@@ -156,7 +158,7 @@ msa_status msa__python_number(msa__text *out, const msa__json *number)
     return out->status;
 }
 
-/* ---- values ------------------------------------------------------------------------------- */
+/* ---- json.dumps --------------------------------------------------------------------------- */
 
 static void put_string(msa__text *out, const char *text, size_t n)
 {
@@ -214,4 +216,113 @@ msa_status msa__python_json(msa__text *out, const msa__json *value)
         break;
     }
     return out->status;
+}
+
+/* ---- str ---------------------------------------------------------------------------------- */
+
+/* As str.isprintable(): no control or format characters, no separators but the space. */
+static int32_t is_printable(uint32_t c)
+{
+    switch (utf8proc_category((utf8proc_int32_t)c)) {
+    case UTF8PROC_CATEGORY_CN:
+    case UTF8PROC_CATEGORY_CC:
+    case UTF8PROC_CATEGORY_CF:
+    case UTF8PROC_CATEGORY_CS:
+    case UTF8PROC_CATEGORY_CO:
+    case UTF8PROC_CATEGORY_ZL:
+    case UTF8PROC_CATEGORY_ZP:
+        return 0;
+    case UTF8PROC_CATEGORY_ZS:
+        return c == ' ';
+    default:
+        return 1;
+    }
+}
+
+/* A literal: in double quotes only when that saves escapes. */
+static void put_literal(msa__text *out, const char *text, size_t n)
+{
+    char quote = memchr(text, '\'', n) && !memchr(text, '"', n) ? '"' : '\'';
+    msa__text_add(out, &quote, 1);
+    for (size_t i = 0, bytes; i < n; i += bytes) {
+        char escape[16];
+        uint32_t c = msa__utf8_decode(text + i, &bytes);
+        if (c == '\n')
+            msa__text_puts(out, "\\n");
+        else if (c == '\r')
+            msa__text_puts(out, "\\r");
+        else if (c == '\t')
+            msa__text_puts(out, "\\t");
+        else if (!is_printable(c)) {
+            const char *format = c < 0x100 ? "\\x%02x" : c < 0x10000 ? "\\u%04x" : "\\U%08x";
+            (void)snprintf(escape, sizeof(escape), format, (unsigned)c);
+            msa__text_puts(out, escape);
+        } else {
+            if (c == '\\' || c == (unsigned char)quote) msa__text_puts(out, "\\");
+            msa__text_add(out, text + i, bytes);
+        }
+    }
+    msa__text_add(out, &quote, 1);
+}
+
+static msa_status put_repr(msa__text *out, const msa__json *value)
+{
+    int32_t is_object = value->type == MSA__JSON_OBJECT;
+    switch (value->type) {
+    case MSA__JSON_NULL:
+        msa__text_puts(out, "None");
+        break;
+    case MSA__JSON_FALSE:
+        msa__text_puts(out, "False");
+        break;
+    case MSA__JSON_TRUE:
+        msa__text_puts(out, "True");
+        break;
+    case MSA__JSON_NUMBER:
+        return msa__python_number(out, value);
+    case MSA__JSON_STRING:
+        put_literal(out, value->text, value->text_bytes);
+        break;
+    case MSA__JSON_ARRAY:
+    case MSA__JSON_OBJECT:
+        msa__text_puts(out, is_object ? "{" : "[");
+        MSA__JSON_EACH(item, value)
+        {
+            if (item != value->child) msa__text_puts(out, ", ");
+            if (is_object) {
+                put_literal(out, item->key, item->key_bytes);
+                msa__text_puts(out, ": ");
+            }
+            MSA_TRY(put_repr(out, item));
+        }
+        msa__text_puts(out, is_object ? "}" : "]");
+        break;
+    }
+    return out->status;
+}
+
+msa_status msa__python_str(msa__text *out, const msa__json *value)
+{
+    if (value->type != MSA__JSON_STRING) return put_repr(out, value);
+    msa__text_add(out, value->text, value->text_bytes);
+    return out->status;
+}
+
+int32_t msa__python_true(const msa__json *value)
+{
+    if (!value) return 0;
+    switch (value->type) {
+    case MSA__JSON_NULL:
+    case MSA__JSON_FALSE:
+        return 0;
+    case MSA__JSON_TRUE:
+        return 1;
+    case MSA__JSON_NUMBER:
+        return value->text[strspn(value->text, "-.0")] >= '1' &&
+               value->text[strspn(value->text, "-.0")] <= '9';
+    case MSA__JSON_STRING:
+        return value->text_bytes > 0;
+    default:
+        return value->n_children > 0;
+    }
 }

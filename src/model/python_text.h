@@ -10,6 +10,13 @@
  * Errors    MSA_EFORMAT a number beyond the range of double; MSA_ENOMEM */
 MSA_CHECK_RESULT msa_status msa__python_number(msa__text *out, const msa__json *number);
 
+/* Append a value as str(value) prints it: a string as it is, within containers as a literal. */
+MSA_CHECK_RESULT msa_status msa__python_str(msa__text *out, const msa__json *value);
+
+/* Whether a value counts as true: null, false, zero and what is empty do not; NULL (absent)
+ * neither. */
+int32_t msa__python_true(const msa__json *value);
+
 /* Append a value as json.dumps(value, ensure_ascii=False) prints it. */
 MSA_CHECK_RESULT msa_status msa__python_json(msa__text *out, const msa__json *value);
 

@@ -134,43 +134,84 @@ static void test_thinking_mode_of_any_type(void **state)
     expect_contains("{\"messages\":[],\"options\":{}}", "Current thinking mode: adaptive.");
 }
 
-static void test_model_identity(void **state)
+static void test_empty_content_falls_back(void **state)
 {
     (void)state;
-    /* It is the default of the developer text: used for an empty one, and printed when empty. */
-    expect_contains("{\"messages\":[{\"role\":\"system\",\"content\":\"\"}],"
-                    "\"options\":{\"model_identity\":\"X\"}}",
+#define LEADING(role, content, options)                                                            \
+    "{\"messages\":[{\"role\":\"" role "\",\"content\":" content "}],\"options\":{" options "}}"
+    /* model_identity is the default of the developer text: used for an empty one, printed when
+     * empty. */
+    expect_contains(LEADING("system", "\"\"", "\"model_identity\":\"X\""),
                     "]~b]developer\nX[e~[\n");
-    expect_contains("{\"messages\":[],\"options\":{\"model_identity\":\"\"}}",
-                    "]~b]developer\n[e~[\n");
-    expect_contains("{\"messages\":[{\"role\":\"root\",\"content\":\"\"}],"
-                    "\"options\":{\"model_identity\":\"X\"}}",
+    expect_contains(LEADING("system", "\"S\"", "\"model_identity\":\"\""),
+                    "]~b]developer\nS[e~[\n");
+    expect_contains(LEADING("system", "[]", "\"model_identity\":\"\""), "]~b]developer\n[e~[\n");
+    expect_contains(LEADING("system", "null", "\"model_identity\":null"),
+                    "]~b]developer\nNone[e~[\n");
+    expect_contains(LEADING("root", "\"\"", "\"model_identity\":\"X\""),
                     "]~b]system\nYour model version is MiniMax-M3,");
-    expect_refused("{\"messages\":[],\"options\":{\"model_identity\":null}}", "model_identity");
+    /* Parts without text are content all the same. */
+    expect_contains(LEADING("developer", "[{\"type\":\"text\",\"text\":\"\"}]", ""),
+                    "]~b]developer\n[e~[\n");
+    expect_contains(LEADING("root", "[\"\"]", ""), "]~b]system\n\n\n<thinking_instructions>");
 }
 
-static void test_tool_results_of_parts(void **state)
-{
-    (void)state;
 #define CALL "{\"role\":\"assistant\",\"tool_calls\":[{\"name\":\"f\",\"arguments\":{\"a\":null}}]}"
 #define CALLED                                                                                     \
     "]~b]ai\n</mm:think>]<]minimax[>[<tool_call>\n]<]minimax[>[<invoke name=\"f\">]<]minimax[>["   \
     "</invoke>\n]<]minimax[>[</tool_call>[e~[\n"
-    expect_messages(
-        "{\"messages\":[" CALL ",{\"role\":\"tool\",\"content\":[{\"type\":\"audio\","
-        "\"output\":\"o\"},{\"type\":\"audio\",\"text\":\"dropped\"},{\"output\":\"\","
-        "\"type\":\"text\",\"text\":\"loses to an empty output\"}]},{\"role\":\"tool\"},"
-        "{\"role\":\"tool\",\"content\":null}]}",
-        CALLED "]~b]tool\n<response>o</response>\n<response></response>\n<response>"
-               "</response>[e~[\n");
+
+static void test_tool_results_of_parts(void **state)
+{
+    (void)state;
+    expect_messages("{\"messages\":[" CALL ",{\"role\":\"tool\",\"content\":[{\"type\":\"audio\","
+                    "\"output\":\"o\"},{\"output\":\"\",\"type\":\"text\",\"text\":\"loses to an "
+                    "empty output\"}]},{\"role\":\"tool\"},{\"role\":\"tool\",\"content\":null}]}",
+                    CALLED "]~b]tool\n<response>o</response>\n<response></response>\n<response>"
+                           "</response>[e~[\n");
+    /* What is no text is printed as Python prints it. */
+    expect_messages("{\"messages\":[" CALL ",{\"role\":\"tool\",\"content\":[{\"output\":{\"k\":["
+                    "null,true,1.50,\"it's\",\"\\u2028\\n\\\"\\\\\"]}},{\"type\":\"x\"},7,null]}]}",
+                    CALLED "]~b]tool\n<response>{'k': [None, True, 1.5, \"it's\", "
+                           "'\\u2028\\n\"\\\\']}{'type': 'x'}7None</response>[e~[\n");
     /* The output field means nothing outside of tool messages. */
     expect_messages("{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"output\":"
-                    "\"o\",\"text\":\"t\"},{\"output\":\"o\"}]}]}",
-                    "]~b]user\nt[e~[\n");
-    /* A later assistant message without calls does not undo an earlier call. */
-    expect_messages("{\"messages\":[" CALL ",{\"role\":\"assistant\",\"content\":\"x\"},"
-                    "{\"role\":\"tool\",\"content\":\"y\"}]}",
-                    CALLED "]~b]ai\n</mm:think>x[e~[\n]~b]tool\n<response>y</response>[e~[\n");
+                    "\"o\",\"text\":\"t\"},{\"output\":\"o\"},7]},{\"role\":\"user\",\"content\":"
+                    "{\"a\":false}}]}",
+                    "]~b]user\nt[e~[\n]~b]user\n{'a': False}[e~[\n");
+}
+
+static void test_a_result_needs_a_call_of_the_last_assistant(void **state)
+{
+    (void)state;
+    static const char request[] =
+        "{\"messages\":[" CALL ",{\"role\":\"tool\",\"content\":\"x\"},"
+        "{\"role\":\"assistant\",\"content\":\"y\"},{\"role\":\"tool\"}]}";
+    char *text;
+    size_t n;
+    EXPECT_FAIL(MSA_EINVAL, "Message has tool role, but",
+                msa_chat_render(request, sizeof(request) - 1, &text, &n));
+    expect_messages("{\"messages\":[" CALL ",{\"role\":\"user\"},{\"role\":\"system\"},"
+                    "{\"role\":\"tool\",\"content\":\"x\"}]}",
+                    CALLED "]~b]user\n[e~[\n]~b]tool\n<response>x</response>[e~[\n");
+}
+
+static void test_truth_of_values(void **state)
+{
+    (void)state;
+    static const char *const no[] = {"null", "false", "0", "-0", "0.00", "0e7", "\"\"", "[]", "{}"};
+    static const char *const yes[] = {"true", "1", "-0.5", "1e-7", "\"0\"", "[0]", "{\"a\":0}"};
+    char request[100];
+    for (size_t i = 0; i < sizeof(no) / sizeof(no[0]); i++) {
+        (void)snprintf(request, sizeof(request),
+                       "{\"messages\":[],\"options\":{\"add_generation_prompt\":%s}}", no[i]);
+        expect_messages(request, "");
+    }
+    for (size_t i = 0; i < sizeof(yes) / sizeof(yes[0]); i++) {
+        (void)snprintf(request, sizeof(request),
+                       "{\"messages\":[],\"options\":{\"add_generation_prompt\":%s}}", yes[i]);
+        expect_messages(request, "]~b]ai\n");
+    }
 }
 
 static void test_reasoning_content_of_other_types(void **state)
@@ -192,19 +233,14 @@ static void test_refusals(void **state)
     expect_refused("[]", "must be an object");
     expect_refused("{}", "messages is missing");
     expect_refused("{\"messages\":{}}", "must be an array");
-    expect_refused("{\"messages\":[],\"tools\":{}}", "tools = {");
+    expect_refused("{\"messages\":[],\"tools\":{\"a\":1}}", "tools = {");
     expect_refused("{\"messages\":[],\"tools\":[{\"name\":\"f\"}]}",
                    "tools[0].function is missing");
     expect_refused("{\"messages\":[],\"options\":[1]}", "options");
-    expect_refused("{\"messages\":[],\"options\":{\"add_generation_prompt\":1}}",
-                   "options.add_generation_prompt = 1, must be true or false");
     expect_refused(MESSAGES("1"), "messages[0]");
     expect_refused(MESSAGES("{\"content\":\"x\"}"), "messages[0].role is missing");
     expect_refused(MESSAGES("{\"role\":\"function\"}"), "messages[0].role = \"function\"");
-    expect_refused(MESSAGES("{\"role\":\"user\",\"content\":5}"), "messages[0].content = 5");
-    expect_refused(MESSAGES("{\"role\":\"user\",\"content\":[5]}"), "messages[0].content[0] = 5");
-    expect_refused(MESSAGES("{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":null}]}"),
-                   "messages[0].content[0].text = null, must be a string");
+    expect_refused(MESSAGES(CALL ",{\"role\":\"tool\",\"content\":{}}"), "messages[1].content = {");
     expect_refused(MESSAGES("{\"role\":\"assistant\",\"tool_calls\":[{\"name\":\"f\"}]}"),
                    "tool_calls[0].arguments is missing");
     expect_refused(MESSAGES("{\"role\":\"assistant\",\"tool_calls\":[{\"function\":{\"name\":\"f\","
@@ -329,8 +365,10 @@ int main(void)
         cmocka_unit_test(test_golden),
         cmocka_unit_test(test_no_messages),
         cmocka_unit_test(test_thinking_mode_of_any_type),
-        cmocka_unit_test(test_model_identity),
+        cmocka_unit_test(test_empty_content_falls_back),
         cmocka_unit_test(test_tool_results_of_parts),
+        cmocka_unit_test(test_a_result_needs_a_call_of_the_last_assistant),
+        cmocka_unit_test(test_truth_of_values),
         cmocka_unit_test(test_reasoning_content_of_other_types),
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_check_of_the_model),
