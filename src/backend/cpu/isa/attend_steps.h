@@ -3,7 +3,8 @@
  * Included by attend_<isa>.c after lanes_<isa>.h, which defines: lanes, lanes_load, lanes_store,
  * lanes_set, lanes_add, lanes_mul, lanes_fma (a * b + c), lanes_max (the second operand when the
  * first is NaN), lanes_passes (bits of !(a <= b)), lanes_select (a where the bit is set, else b),
- * lanes_exp2, lanes_bf16_pairs (bf16 of a and b interleaved), lanes_store_transposed.
+ * lanes_exp2, lanes_exp2_coarse (for weights rounded to bf16), lanes_bf16_pairs (bf16 of a and b
+ * interleaved), lanes_store_transposed.
  */
 #include "backend/cpu/isa/attend_kernels.h"
 
@@ -36,44 +37,22 @@ static uint32_t block_max(float *max, const float *scores, int64_t ld, int64_t n
 /* How far a maximum may rise above the reference before M follows it: 2^8 fits P and l easily. */
 #define SLACK_LOG2 8.0f
 
-/* Moves M; shift = M where it is finite, so that exp2(t - shift) is 0 for t = -inf. */
-static inline int32_t move_reference(lanes top, float *m, float *l, float *factor, lanes *shift)
+/* Moves M; minus_m = -M where it is finite, so that exp2(t - M) is 0 for t = -inf. */
+static inline int32_t move_reference(lanes top, float *m, float *l, float *factor, lanes *minus_m)
 {
     lanes old = lanes_load(m), low = lanes_set(-INFINITY), zero = lanes_set(0.0f);
     uint32_t risen = lanes_passes(top, lanes_add(old, lanes_set(SLACK_LOG2)));
     uint32_t fresh = ~lanes_passes(old, low) & 0xffffu; /* nothing summed yet: l = 0 and O = 0 */
     lanes now = lanes_select(risen, top, old);
-    *shift = lanes_select(lanes_passes(now, low), now, zero);
+    *minus_m = lanes_mul(lanes_select(lanes_passes(now, low), now, zero), lanes_set(-1.0f));
     lanes_store(m, now);
     risen &= ~fresh;
     if (!risen) return 0;
-    lanes minus_one = lanes_set(-1.0f);
-    lanes f = lanes_exp2(lanes_fma(*shift, minus_one, old));
+    lanes f = lanes_exp2(lanes_add(old, *minus_m));
     f = lanes_select(risen, f, lanes_set(1.0f));
     lanes_store(factor, f);
     lanes_store(l, lanes_mul(lanes_load(l), f));
     return 1;
-}
-
-/* exp2(scale * score - shift) of 16 keys from `key`, zero past n_keys; added to sums in turn. */
-static inline void weights_of_16(lanes *w, lanes *sums, const float *scores, int64_t ld,
-                                 int64_t key, int64_t n_keys, lanes scale, lanes minus_shift)
-{
-    int64_t n = n_keys - key < 16 ? n_keys - key : 16;
-    const float *row = scores + key * ld;
-    if (n == 16) {
-        for (int i = 0; i < 16; i++) {
-            w[i] = lanes_exp2(lanes_fma(lanes_load(row + i * ld), scale, minus_shift));
-            sums[i % 4] = lanes_add(sums[i % 4], w[i]);
-        }
-        return;
-    }
-    for (int64_t i = 0; i < 16; i++) {
-        w[i] = lanes_set(0.0f);
-        if (i >= n) continue;
-        w[i] = lanes_exp2(lanes_fma(lanes_load(row + i * ld), scale, minus_shift));
-        sums[i % 4] = lanes_add(sums[i % 4], w[i]);
-    }
 }
 
 static inline void add_sums(float *l, const lanes *sums)
@@ -82,16 +61,37 @@ static inline void add_sums(float *l, const lanes *sums)
     lanes_store(l, lanes_add(lanes_load(l), sum));
 }
 
+/* exp2(scale * score - M) of key k, zero past n_keys, and into the sum of its chain. */
+static inline lanes weight_f32(const float *scores, int64_t ld, int64_t k, int64_t n_keys,
+                               lanes scale, lanes minus_m, lanes *sums)
+{
+    if (k >= n_keys) return lanes_set(0.0f);
+    lanes w = lanes_exp2(lanes_fma(lanes_load(scores + k * ld), scale, minus_m));
+    sums[k % 4] = lanes_add(sums[k % 4], w);
+    return w;
+}
+
+static inline lanes weight_bf16(const float *scores, int64_t ld, int64_t k, int64_t n_keys,
+                                lanes scale, lanes minus_m, lanes *sums)
+{
+    if (k >= n_keys) return lanes_set(0.0f);
+    lanes w = lanes_exp2_coarse(lanes_fma(lanes_load(scores + k * ld), scale, minus_m));
+    sums[k % 4] = lanes_add(sums[k % 4], w);
+    return w;
+}
+
 static int32_t softmax_f32(float *p, int64_t ld_p, const float *scores, int64_t ld, int64_t n_keys,
                            int64_t n_slots, float scale, float *m, float *l, float *factor)
 {
-    lanes by = lanes_set(scale), shift, zero = lanes_set(0.0f);
+    lanes by = lanes_set(scale), zero = lanes_set(0.0f), minus_m, w[16];
+    lanes sums[4] = {zero, zero, zero, zero};
     lanes top = lanes_mul(column_max(scores, ld, n_keys), by);
-    int32_t moved = move_reference(top, m, l, factor, &shift);
-    lanes minus_shift = lanes_mul(shift, lanes_set(-1.0f));
-    lanes sums[4] = {zero, zero, zero, zero}, w[16];
+    int32_t moved = move_reference(top, m, l, factor, &minus_m);
     for (int64_t key = 0; key < n_slots; key += 16) {
-        weights_of_16(w, sums, scores, ld, key, n_keys, by, minus_shift);
+        int64_t end = key + 16 <= n_keys ? INT64_MAX : n_keys; /* full tiles test nothing */
+        for (int i = 0; i < 16; i++) {
+            w[i] = weight_f32(scores, ld, key + i, end, by, minus_m, sums);
+        }
         lanes_store_transposed(p + key, ld_p * 4, w);
     }
     add_sums(l, sums);
@@ -102,16 +102,25 @@ static int32_t softmax_bf16(uint16_t *p, int64_t ld_p, const float *scores, int6
                             int64_t n_keys, int64_t n_slots, float scale, float *m, float *l,
                             float *factor)
 {
-    lanes by = lanes_set(scale), shift, zero = lanes_set(0.0f);
+    lanes by = lanes_set(scale), zero = lanes_set(0.0f), minus_m, pairs[16];
+    lanes sums[4] = {zero, zero, zero, zero};
     lanes top = lanes_mul(column_max(scores, ld, n_keys), by);
-    int32_t moved = move_reference(top, m, l, factor, &shift);
-    lanes minus_shift = lanes_mul(shift, lanes_set(-1.0f));
-    lanes sums[4] = {zero, zero, zero, zero}, w[16], pairs[16];
+    int32_t moved = move_reference(top, m, l, factor, &minus_m);
     for (int64_t key = 0; key < n_slots; key += 32) {
-        for (int64_t half = 0; half < 2; half++) {
-            weights_of_16(w, sums, scores, ld, key + 16 * half, n_keys, by, minus_shift);
-            for (int i = 0; i < 8; i++) {
-                pairs[8 * half + i] = lanes_bf16_pairs(w[2 * i], w[2 * i + 1]);
+        if (key + 32 <= n_keys) {
+#pragma GCC unroll 16
+            for (int i = 0; i < 16; i++) {
+                int64_t k = key + 2 * i;
+                lanes even = weight_bf16(scores, ld, k, INT64_MAX, by, minus_m, sums);
+                lanes odd = weight_bf16(scores, ld, k + 1, INT64_MAX, by, minus_m, sums);
+                pairs[i] = lanes_bf16_pairs(even, odd);
+            }
+        } else {
+            for (int i = 0; i < 16; i++) {
+                int64_t k = key + 2 * i;
+                lanes even = weight_bf16(scores, ld, k, n_keys, by, minus_m, sums);
+                lanes odd = weight_bf16(scores, ld, k + 1, n_keys, by, minus_m, sums);
+                pairs[i] = lanes_bf16_pairs(even, odd);
             }
         }
         lanes_store_transposed(p + key, ld_p * 2, pairs);

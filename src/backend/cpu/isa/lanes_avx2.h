@@ -89,6 +89,26 @@ static inline lanes lanes_exp2(lanes x)
     return (lanes){exp2_8(x.low), exp2_8(x.high)};
 }
 
+static inline __m256 exp2_coarse_8(__m256 x)
+{
+    __m256 vanishes = _mm256_cmp_ps(x, _mm256_set1_ps(EXP2_LOWEST), _CMP_LT_OQ);
+    __m256 t = _mm256_add_ps(x, _mm256_set1_ps(EXP2_TO_INTEGER));
+    __m256 f = _mm256_sub_ps(x, _mm256_sub_ps(t, _mm256_set1_ps(EXP2_TO_INTEGER)));
+    __m256 y = _mm256_set1_ps(EXP2_COARSE_C3);
+    y = _mm256_fmadd_ps(y, f, _mm256_set1_ps(EXP2_COARSE_C2));
+    y = _mm256_fmadd_ps(y, f, _mm256_set1_ps(EXP2_COARSE_C1));
+    y = _mm256_fmadd_ps(y, f, _mm256_set1_ps(1.0f));
+    __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(t), 23);
+    __m256i bits = _mm256_add_epi32(_mm256_castps_si256(y), exponent);
+    return _mm256_andnot_ps(vanishes, _mm256_castsi256_ps(bits));
+}
+
+/* Degree 3; x below 2^22 in size or vanishing. */
+static inline lanes lanes_exp2_coarse(lanes x)
+{
+    return (lanes){exp2_coarse_8(x.low), exp2_coarse_8(x.high)};
+}
+
 static inline __m256 bf16_pairs_8(__m256 a, __m256 b)
 {
     __m256i half = _mm256_set1_epi32(0x8000);

@@ -68,6 +68,21 @@ static inline lanes lanes_exp2(lanes x)
     return _mm512_maskz_scalef_ps(stays, y, n);
 }
 
+/* Degree 3; x below 2^22 in size or vanishing. */
+static inline lanes lanes_exp2_coarse(lanes x)
+{
+    __mmask16 stays = _mm512_cmp_ps_mask(x, _mm512_set1_ps(EXP2_LOWEST), _CMP_NLT_UQ); /* and NaN */
+    __m512 t = _mm512_add_ps(x, _mm512_set1_ps(EXP2_TO_INTEGER));
+    __m512 f = _mm512_sub_ps(x, _mm512_sub_ps(t, _mm512_set1_ps(EXP2_TO_INTEGER)));
+    __m512 y = _mm512_set1_ps(EXP2_COARSE_C3);
+    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(EXP2_COARSE_C2));
+    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(EXP2_COARSE_C1));
+    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(1.0f));
+    __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(t), 23);
+    __m512i bits = _mm512_maskz_add_epi32(stays, _mm512_castps_si512(y), exponent);
+    return _mm512_castsi512_ps(bits);
+}
+
 /* Ties of the dropped half round up: weights are never negative, so adding half is rounding. */
 static inline lanes lanes_bf16_pairs(lanes a, lanes b)
 {

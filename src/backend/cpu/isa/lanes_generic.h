@@ -86,6 +86,18 @@ static inline lanes lanes_exp2(lanes x)
     return x;
 }
 
+/* Degree 3; x below 2^22 in size or vanishing. */
+static inline lanes lanes_exp2_coarse(lanes x)
+{
+    for (int i = 0; i < 16; i++) {
+        float t = x.x[i] + EXP2_TO_INTEGER, f = x.x[i] - (t - EXP2_TO_INTEGER);
+        float y = (EXP2_COARSE_C3 * f + EXP2_COARSE_C2) * f + EXP2_COARSE_C1;
+        uint32_t bits = f32_bits(y * f + 1.0f) + (f32_bits(t) << 23);
+        x.x[i] = x.x[i] < EXP2_LOWEST ? 0.0f : f32_from_bits(bits);
+    }
+    return x;
+}
+
 /* Ties of the dropped half round up: weights are never negative, so adding half is rounding. */
 static inline lanes lanes_bf16_pairs(lanes a, lanes b)
 {

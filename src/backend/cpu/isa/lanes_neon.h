@@ -94,6 +94,27 @@ static inline lanes lanes_exp2(lanes x)
     return x;
 }
 
+static inline float32x4_t exp2_coarse_4(float32x4_t x)
+{
+    float32x4_t to_integer = vdupq_n_f32(EXP2_TO_INTEGER);
+    uint32x4_t vanishes = vcltq_f32(x, vdupq_n_f32(EXP2_LOWEST));
+    float32x4_t t = vaddq_f32(x, to_integer), f = vsubq_f32(x, vsubq_f32(t, to_integer));
+    float32x4_t y = vdupq_n_f32(EXP2_COARSE_C3);
+    y = vfmaq_f32(vdupq_n_f32(EXP2_COARSE_C2), y, f);
+    y = vfmaq_f32(vdupq_n_f32(EXP2_COARSE_C1), y, f);
+    y = vfmaq_f32(vdupq_n_f32(1.0f), y, f);
+    uint32x4_t exponent = vshlq_n_u32(vreinterpretq_u32_f32(t), 23);
+    uint32x4_t bits = vaddq_u32(vreinterpretq_u32_f32(y), exponent);
+    return vreinterpretq_f32_u32(vbicq_u32(bits, vanishes));
+}
+
+/* Degree 3; x below 2^22 in size or vanishing. */
+static inline lanes lanes_exp2_coarse(lanes x)
+{
+    for (int i = 0; i < 4; i++) x.q[i] = exp2_coarse_4(x.q[i]);
+    return x;
+}
+
 /* Ties of the dropped half round up: weights are never negative, so adding half is rounding. */
 static inline lanes lanes_bf16_pairs(lanes a, lanes b)
 {
