@@ -137,7 +137,7 @@ static void fetch_tile(const msa__kv_tile *tile, size_t row_bytes, size_t stride
 {
     for (int32_t i = 0; i < tile->n_tokens; i++) {
         const unsigned char *row = tile->data + (size_t)i * stride_bytes;
-        for (size_t byte = 0; byte < row_bytes; byte += 64) __builtin_prefetch(row + byte, 0, 2);
+        for (size_t byte = 0; byte < row_bytes; byte += 128) __builtin_prefetch(row + byte, 0, 2);
     }
 }
 

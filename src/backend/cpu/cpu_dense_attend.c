@@ -196,7 +196,7 @@ static void attend_blocks(const dense_job *job, const msa__tile *tile, int32_t h
         msa__attend_block block;
         msa__attend_mask mask;
         int32_t masked = make_mask(job, tile, b, n_keys, scratch, &mask);
-        if (0) msa__attend_prefetch(at, tile->seq, nth_block(&range, i + 1), head);
+        if (i + 1 < end) msa__attend_prefetch(at, tile->seq, nth_block(&range, i + 1), head);
         msa__attend_load(at, &scratch->block, tile->seq, b, head, n_keys, masked, &block);
         msa__attend_block_rows(at, &scratch->block, &block, rows, n_panels, masked ? &mask : NULL);
     }
