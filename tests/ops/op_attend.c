@@ -81,6 +81,91 @@ static void test_attend_honours_foreign_rows(void **state)
     problem_free(p);
 }
 
+/* Nearly every row selects block 0, as attention sinks make it. */
+static void test_attend_with_a_hot_block(void **state)
+{
+    (void)state;
+    problem_spec spec = case_named("t-127-to-129");
+    spec.q_dtype = spec.cache_dtype = MSA_DTYPE_BF16;
+    problem *p = problem_create(&spec, 25);
+    for (int64_t i = 0; i < p->n_tokens; i++) problem_q_index(p, i, 0)[0] = 8;
+    for (int32_t s = 0; s < spec.n_seqs; s++) problem_k_index(p, s, 3)[0] = 8;
+    problem_store(p);
+    double *scores = oracle_block_scores(p);
+    int32_t *rows = oracle_rows(p, scores);
+    oracle_output want = oracle_attend(p, rows);
+    int64_t n_hot = 0;
+    for (int64_t i = 0; i < p->n_tokens; i++) n_hot += rows[i * spec.topk] == 0;
+    assert_true(n_hot * 100 >= p->n_tokens * 99);
+    msa_context *ctx;
+    for (int32_t c = 0; (ctx = attention_context(c)) != NULL; c++) {
+        results r;
+        run_attend(ctx, p, rows, &r);
+        expect_attention(context_label(ctx), p, &want, &r);
+        results_free(&r);
+    }
+    oracle_output_free(&want);
+    free(rows);
+    free(scores);
+    problem_free(p);
+}
+
+/* A view [T, heads, dim] of memory that lies [heads, T, dim], holding what t holds. */
+static msa_tensor heads_outside(const msa_tensor *t)
+{
+    msa_tensor view = poisoned_tensor(t->dtype, 3, t->shape[1], t->shape[0], t->shape[2], 1, 0);
+    int64_t swap = view.stride[0];
+    size_t row_bytes = (size_t)t->shape[2] * msa_dtype_bytes(t->dtype);
+    view.stride[0] = view.stride[1];
+    view.stride[1] = swap;
+    view.shape[0] = t->shape[0];
+    view.shape[1] = t->shape[1];
+    for (int64_t i = 0; i < t->shape[0]; i++) {
+        for (int64_t h = 0; h < t->shape[1]; h++) {
+            size_t element = msa_dtype_bytes(t->dtype);
+            memcpy((char *)view.data + (size_t)(i * view.stride[0] + h * view.stride[1]) * element,
+                   (char *)t->data + (size_t)(i * t->stride[0] + h * t->stride[1]) * element,
+                   row_bytes);
+        }
+    }
+    return view;
+}
+
+/* Strides in another order than the dimensions change no bit. */
+static void test_heads_outside_tokens(void **state)
+{
+    (void)state;
+    problem_spec spec = case_named("typical");
+    spec.q_dtype = spec.cache_dtype = MSA_DTYPE_BF16;
+    problem *p = problem_create(&spec, 26);
+    msa_tensor q = p->q_tensor, q_index = p->q_index_tensor;
+    msa_tensor turned = heads_outside(&q), turned_index = heads_outside(&q_index);
+    msa_context *ctx;
+    for (int32_t c = 0; (ctx = attention_context(c)) != NULL; c++) {
+        results selected[2], sparse[2], dense[2];
+        for (int n = 0; n < 2; n++) {
+            p->q_tensor = n ? turned : q;
+            p->q_index_tensor = n ? turned_index : q_index;
+            run_select(ctx, p, &selected[n]);
+            run_attend(ctx, p, selected[0].blocks, &sparse[n]);
+            run_dense(ctx, p, NULL, &dense[n]);
+        }
+        int64_t n_out = p->n_tokens * spec.n_q_heads * spec.head_dim;
+        expect_same_ids(context_label(ctx), selected[0].blocks, selected[1].blocks,
+                        p->n_tokens * spec.n_kv_heads * spec.topk);
+        expect_same_floats(context_label(ctx), sparse[0].out, sparse[1].out, n_out);
+        expect_same_floats(context_label(ctx), dense[0].out, dense[1].out, n_out);
+        for (int n = 0; n < 2; n++) {
+            results_free(&selected[n]);
+            results_free(&sparse[n]);
+            results_free(&dense[n]);
+        }
+    }
+    free(turned.data);
+    free(turned_index.data);
+    problem_free(p);
+}
+
 /* ---- dense attend ---------------------------------------------------------------------------- */
 
 typedef struct dense_option {
@@ -357,6 +442,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_attend_cases),
         cmocka_unit_test(test_attend_honours_foreign_rows),
+        cmocka_unit_test(test_attend_with_a_hot_block),
+        cmocka_unit_test(test_heads_outside_tokens),
         cmocka_unit_test(test_dense_cases),
         cmocka_unit_test(test_merge),
         cmocka_unit_test(test_append_cases),

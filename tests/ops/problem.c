@@ -217,10 +217,25 @@ static void keep_tensor(problem *p, const msa_tensor *t)
     p->memory[p->n_memory++] = t->data;
 }
 
-static void allocate_tensors(problem *p, uint64_t seed)
+static msa_tensor new_lane(const problem *p, msa_dtype dtype, int64_t n_pages, int32_t is_index)
 {
     const problem_spec *spec = &p->spec;
     int64_t pad = spec->oversized ? 5 : 0, n_rows = p->n_keys + 3;
+    if (is_index) {
+        return spec->paged
+                   ? poisoned_tensor(dtype, 3, n_pages, spec->block_size, spec->index_dim, 1, pad)
+                   : poisoned_tensor(dtype, 2, n_rows, spec->index_dim, 1, 1, pad);
+    }
+    return spec->paged
+               ? poisoned_tensor(dtype, 4, n_pages, spec->n_kv_heads, spec->block_size,
+                                 spec->head_dim, pad)
+               : poisoned_tensor(dtype, 3, n_rows, spec->n_kv_heads, spec->head_dim, 1, pad);
+}
+
+static void allocate_tensors(problem *p, uint64_t seed)
+{
+    const problem_spec *spec = &p->spec;
+    int64_t pad = spec->oversized ? 5 : 0, n_pages = 0;
     msa_kv_view *kv = &p->kv;
     p->q_tensor =
         poisoned_tensor(spec->q_dtype, 3, p->n_tokens, spec->n_q_heads, spec->head_dim, 1, pad);
@@ -228,29 +243,19 @@ static void allocate_tensors(problem *p, uint64_t seed)
         poisoned_tensor(spec->q_dtype, 3, p->n_tokens, spec->n_kv_heads, spec->index_dim, 1, pad);
     kv->n_seqs = spec->n_seqs;
     kv->kv_lens = p->kv_lens;
-    msa_dtype dtype = spec->cache_dtype;
-    kv->k_scale = kv->v_scale = kv->k_index_scale = 1;
-    if (dtype == MSA_DTYPE_F8_E4M3) {
-        kv->k_scale = 0.25f;
-        kv->v_scale = 0.5f;
-        kv->k_index_scale = 2;
-    }
     if (spec->paged) {
-        int64_t n_pages;
         scatter_pages(p, seed, &n_pages);
         kv->page_table = p->page_table;
         kv->page_table_stride = p->n_blocks;
-        kv->k = poisoned_tensor(dtype, 4, n_pages, spec->n_kv_heads, spec->block_size,
-                                spec->head_dim, pad);
-        kv->v = poisoned_tensor(dtype, 4, n_pages, spec->n_kv_heads, spec->block_size,
-                                spec->head_dim, pad);
-        kv->k_index = poisoned_tensor(dtype, 3, n_pages, spec->block_size, spec->index_dim, 1, pad);
     } else {
         kv->cu_seqlens_k = p->cu_k;
-        kv->k = poisoned_tensor(dtype, 3, n_rows, spec->n_kv_heads, spec->head_dim, 1, pad);
-        kv->v = poisoned_tensor(dtype, 3, n_rows, spec->n_kv_heads, spec->head_dim, 1, pad);
-        kv->k_index = poisoned_tensor(dtype, 2, n_rows, spec->index_dim, 1, 1, pad);
     }
+    kv->k = new_lane(p, spec->cache_dtype, n_pages, 0);
+    kv->v = new_lane(p, spec->mixed ? MSA_DTYPE_F8_E4M3 : spec->cache_dtype, n_pages, 0);
+    kv->k_index = new_lane(p, spec->mixed ? MSA_DTYPE_F32 : spec->cache_dtype, n_pages, 1);
+    kv->k_scale = kv->k.dtype == MSA_DTYPE_F8_E4M3 ? 0.25f : 1;
+    kv->v_scale = kv->v.dtype == MSA_DTYPE_F8_E4M3 ? 0.5f : 1;
+    kv->k_index_scale = kv->k_index.dtype == MSA_DTYPE_F8_E4M3 ? 2 : 1;
     const msa_tensor *tensors[5] = {&p->q_tensor, &p->q_index_tensor, &kv->k, &kv->v, &kv->k_index};
     for (int i = 0; i < 5; i++) keep_tensor(p, tensors[i]);
 }

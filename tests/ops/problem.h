@@ -23,10 +23,11 @@ typedef struct problem_spec {
     int32_t head_dim, index_dim;   /* D, Di */
     int32_t block_size, topk;      /* Bk, K */
     int32_t n_init, n_local;
-    msa_dtype q_dtype, cache_dtype; /* of every lane */
+    msa_dtype q_dtype, cache_dtype; /* of every lane, unless mixed */
     int32_t paged;                  /* else packed */
     int32_t oversized;              /* strides larger than the rows */
     problem_fill fill;
+    int32_t mixed; /* v in fp8 and index keys in f32, whatever k's cache_dtype is */
 } problem_spec;
 
 typedef struct problem {

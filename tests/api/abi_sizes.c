@@ -1,0 +1,156 @@
+/* The layout of every public struct of libmsa, by number: a program compiled against yesterday's
+ * headers passes these bytes. Structs grow at the end only, so a size may rise; an offset never
+ * changes. */
+#include "harness/cmocka_all.h"
+
+#include "msa/cache.h"
+#include "msa/layer.h"
+
+typedef struct layout {
+    const char *name;
+    size_t actual, expected;
+} layout;
+
+/* clang-format off */
+#define SIZE(type, bytes) {"sizeof " #type, sizeof(type), bytes}
+#define AT(type, field, bytes) {#type "." #field, offsetof(type, field), bytes}
+
+static const layout layouts[] = {
+    SIZE(msa_tensor, 80), AT(msa_tensor, data, 0), AT(msa_tensor, dtype, 8),
+    AT(msa_tensor, n_dims, 12), AT(msa_tensor, shape, 16), AT(msa_tensor, stride, 48),
+
+    SIZE(msa_allocator, 24), AT(msa_allocator, user, 0), AT(msa_allocator, alloc, 8),
+    AT(msa_allocator, free, 16),
+
+    SIZE(msa_context_args, 40), AT(msa_context_args, struct_size, 0),
+    AT(msa_context_args, flags, 4), AT(msa_context_args, allocator, 8),
+    AT(msa_context_args, backend, 16), AT(msa_context_args, cpu_isa, 24),
+    AT(msa_context_args, n_threads, 32), AT(msa_context_args, reserved, 36),
+
+    SIZE(msa_plan, 16), AT(msa_plan, struct_size, 0), AT(msa_plan, op, 4),
+    AT(msa_plan, workspace_bytes, 8),
+
+    SIZE(msa_kv_view, 288), AT(msa_kv_view, k, 0), AT(msa_kv_view, v, 80),
+    AT(msa_kv_view, k_index, 160), AT(msa_kv_view, page_table, 240),
+    AT(msa_kv_view, page_table_stride, 248), AT(msa_kv_view, cu_seqlens_k, 256),
+    AT(msa_kv_view, kv_lens, 264), AT(msa_kv_view, n_seqs, 272), AT(msa_kv_view, k_scale, 276),
+    AT(msa_kv_view, v_scale, 280), AT(msa_kv_view, k_index_scale, 284),
+
+    SIZE(msa_select_args, 648), AT(msa_select_args, struct_size, 0), AT(msa_select_args, flags, 4),
+    AT(msa_select_args, q_index, 8), AT(msa_select_args, kv, 88),
+    AT(msa_select_args, cu_seqlens_q, 376), AT(msa_select_args, block_size, 384),
+    AT(msa_select_args, topk, 388), AT(msa_select_args, n_init, 392),
+    AT(msa_select_args, n_local, 396), AT(msa_select_args, index_scale, 400),
+    AT(msa_select_args, reserved, 404), AT(msa_select_args, blocks, 408),
+    AT(msa_select_args, block_scores, 488), AT(msa_select_args, index_lse, 568),
+
+    SIZE(msa_block_topk_args, 192), AT(msa_block_topk_args, struct_size, 0),
+    AT(msa_block_topk_args, flags, 4), AT(msa_block_topk_args, scores, 8),
+    AT(msa_block_topk_args, n_visible, 88), AT(msa_block_topk_args, topk, 96),
+    AT(msa_block_topk_args, n_init, 100), AT(msa_block_topk_args, n_local, 104),
+    AT(msa_block_topk_args, reserved, 108), AT(msa_block_topk_args, blocks, 112),
+
+    SIZE(msa_attend_args, 632), AT(msa_attend_args, struct_size, 0), AT(msa_attend_args, flags, 4),
+    AT(msa_attend_args, q, 8), AT(msa_attend_args, kv, 88), AT(msa_attend_args, cu_seqlens_q, 376),
+    AT(msa_attend_args, blocks, 384), AT(msa_attend_args, block_size, 464),
+    AT(msa_attend_args, scale, 468), AT(msa_attend_args, out, 472), AT(msa_attend_args, lse, 552),
+
+    SIZE(msa_dense_attend_args, 576), AT(msa_dense_attend_args, struct_size, 0),
+    AT(msa_dense_attend_args, flags, 4), AT(msa_dense_attend_args, q, 8),
+    AT(msa_dense_attend_args, kv, 88), AT(msa_dense_attend_args, cu_seqlens_q, 376),
+    AT(msa_dense_attend_args, block_size, 384), AT(msa_dense_attend_args, scale, 388),
+    AT(msa_dense_attend_args, window, 392), AT(msa_dense_attend_args, n_sink_tokens, 400),
+    AT(msa_dense_attend_args, sink_logit, 408), AT(msa_dense_attend_args, out, 416),
+    AT(msa_dense_attend_args, lse, 496),
+
+    SIZE(msa_attend_merge_args, 488), AT(msa_attend_merge_args, struct_size, 0),
+    AT(msa_attend_merge_args, flags, 4), AT(msa_attend_merge_args, out_a, 8),
+    AT(msa_attend_merge_args, lse_a, 88), AT(msa_attend_merge_args, out_b, 168),
+    AT(msa_attend_merge_args, lse_b, 248), AT(msa_attend_merge_args, out, 328),
+    AT(msa_attend_merge_args, lse, 408),
+
+    SIZE(msa_kv_append_args, 552), AT(msa_kv_append_args, struct_size, 0),
+    AT(msa_kv_append_args, flags, 4), AT(msa_kv_append_args, k, 8), AT(msa_kv_append_args, v, 88),
+    AT(msa_kv_append_args, k_index, 168), AT(msa_kv_append_args, cu_seqlens_q, 248),
+    AT(msa_kv_append_args, kv, 256), AT(msa_kv_append_args, block_size, 544),
+    AT(msa_kv_append_args, reserved, 548),
+
+    SIZE(msa_cache_args, 80), AT(msa_cache_args, struct_size, 0), AT(msa_cache_args, flags, 4),
+    AT(msa_cache_args, n_layers, 8), AT(msa_cache_args, n_kv_heads, 12),
+    AT(msa_cache_args, head_dim, 16), AT(msa_cache_args, index_dim, 20),
+    AT(msa_cache_args, block_size, 24), AT(msa_cache_args, max_seqs, 28),
+    AT(msa_cache_args, layer_has_index, 32), AT(msa_cache_args, max_tokens, 40),
+    AT(msa_cache_args, k_dtype, 48), AT(msa_cache_args, v_dtype, 52),
+    AT(msa_cache_args, k_index_dtype, 56), AT(msa_cache_args, k_scale, 60),
+    AT(msa_cache_args, v_scale, 64), AT(msa_cache_args, k_index_scale, 68),
+    AT(msa_cache_args, reserved, 72),
+
+    SIZE(msa_weight, 160), AT(msa_weight, w, 0), AT(msa_weight, scales, 80),
+
+    SIZE(msa_embed_args, 176), AT(msa_embed_args, struct_size, 0), AT(msa_embed_args, flags, 4),
+    AT(msa_embed_args, table, 8), AT(msa_embed_args, ids, 88), AT(msa_embed_args, out, 96),
+
+    SIZE(msa_rmsnorm_args, 256), AT(msa_rmsnorm_args, struct_size, 0),
+    AT(msa_rmsnorm_args, flags, 4), AT(msa_rmsnorm_args, x, 8), AT(msa_rmsnorm_args, weight, 88),
+    AT(msa_rmsnorm_args, eps, 168), AT(msa_rmsnorm_args, one_plus, 172),
+    AT(msa_rmsnorm_args, out, 176),
+
+    SIZE(msa_rope_args, 192), AT(msa_rope_args, struct_size, 0), AT(msa_rope_args, flags, 4),
+    AT(msa_rope_args, x, 8), AT(msa_rope_args, positions, 88), AT(msa_rope_args, inv_freq, 96),
+    AT(msa_rope_args, n_freqs, 104), AT(msa_rope_args, reserved, 108), AT(msa_rope_args, out, 112),
+
+    SIZE(msa_linear_args, 336), AT(msa_linear_args, struct_size, 0), AT(msa_linear_args, flags, 4),
+    AT(msa_linear_args, x, 8), AT(msa_linear_args, weight, 88),
+    AT(msa_linear_args, accumulate, 248), AT(msa_linear_args, reserved, 252),
+    AT(msa_linear_args, out, 256),
+
+    SIZE(msa_activation, 16), AT(msa_activation, kind, 0), AT(msa_activation, alpha, 4),
+    AT(msa_activation, beta, 8), AT(msa_activation, limit, 12),
+
+    SIZE(msa_swiglu_args, 264), AT(msa_swiglu_args, struct_size, 0), AT(msa_swiglu_args, flags, 4),
+    AT(msa_swiglu_args, gate, 8), AT(msa_swiglu_args, up, 88), AT(msa_swiglu_args, activation, 168),
+    AT(msa_swiglu_args, out, 184),
+
+    SIZE(msa_router_args, 272), AT(msa_router_args, struct_size, 0), AT(msa_router_args, flags, 4),
+    AT(msa_router_args, x, 8), AT(msa_router_args, weight, 88), AT(msa_router_args, bias, 168),
+    AT(msa_router_args, topk, 248), AT(msa_router_args, scaling, 252),
+    AT(msa_router_args, ids, 256), AT(msa_router_args, weights, 264),
+
+    SIZE(msa_mlp_weights, 480), AT(msa_mlp_weights, gate, 0), AT(msa_mlp_weights, up, 160),
+    AT(msa_mlp_weights, down, 320),
+
+    SIZE(msa_moe_args, 232), AT(msa_moe_args, struct_size, 0), AT(msa_moe_args, flags, 4),
+    AT(msa_moe_args, x, 8), AT(msa_moe_args, ids, 88), AT(msa_moe_args, weights, 96),
+    AT(msa_moe_args, experts, 104), AT(msa_moe_args, shared, 112), AT(msa_moe_args, n_experts, 120),
+    AT(msa_moe_args, topk, 124), AT(msa_moe_args, activation, 128),
+    AT(msa_moe_args, accumulate, 144), AT(msa_moe_args, reserved, 148), AT(msa_moe_args, out, 152),
+
+    SIZE(msa_sample_args, 80), AT(msa_sample_args, struct_size, 0), AT(msa_sample_args, flags, 4),
+    AT(msa_sample_args, logits, 8), AT(msa_sample_args, recent, 16),
+    AT(msa_sample_args, n_recent, 24), AT(msa_sample_args, vocab, 32),
+    AT(msa_sample_args, top_k, 36), AT(msa_sample_args, temperature, 40),
+    AT(msa_sample_args, top_p, 44), AT(msa_sample_args, min_p, 48),
+    AT(msa_sample_args, repetition_penalty, 52), AT(msa_sample_args, frequency_penalty, 56),
+    AT(msa_sample_args, presence_penalty, 60), AT(msa_sample_args, seed, 64),
+    AT(msa_sample_args, draw, 72),
+};
+/* clang-format on */
+
+static void test_layouts_have_not_moved(void **state)
+{
+    (void)state;
+    int n_moved = 0;
+    for (size_t i = 0; i < sizeof(layouts) / sizeof(layouts[0]); i++) {
+        if (layouts[i].actual == layouts[i].expected) continue;
+        print_error("%s is %zu, was %zu\n", layouts[i].name, layouts[i].actual,
+                    layouts[i].expected);
+        n_moved++;
+    }
+    assert_int_equal(n_moved, 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_layouts_have_not_moved)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
