@@ -23,7 +23,7 @@ typedef struct msa_engine_args {
     uint32_t flags;
     msa_dtype activation_dtype;                     /* f32 or bf16 (f16 too) */
     msa_dtype k_dtype, v_dtype, k_index_dtype;      /* f32, bf16 or fp8_e4m3 */
-    int64_t max_tokens;                             /* pool capacity over all sessions */
+    int64_t max_tokens;                             /* pool capacity over all sessions, >= 1 */
     int32_t max_sessions;                           /* 0: 1 */
     int32_t chunk_tokens;                           /* prefill piece; 0: 512 */
     int32_t attention;                              /* MSA_ATTENTION_… */
@@ -67,7 +67,8 @@ typedef struct msa_batch_item {
  * be mixed); at most chunk_tokens tokens in all. Each session's last logits are also kept for
  * msa_session_logits. Nothing is appended when the call fails.
  *
- * Errors    MSA_EINVAL a token outside the vocabulary, a session twice, too many tokens;
+ * Errors    MSA_EINVAL a token outside the vocabulary, a session twice, too many tokens, a sequence
+ *           beyond the model's positions;
  *           MSA_EBUSY the pool is full; MSA_ECANCELED by a tap
  */
 MSA_API MSA_CHECK_RESULT msa_status msa_engine_forward(msa_engine *engine,
@@ -84,10 +85,13 @@ MSA_API MSA_CHECK_RESULT msa_status msa_session_prefill(msa_session *session, co
 
 MSA_API int64_t msa_session_length(const msa_session *session);
 MSA_API const int32_t *msa_session_tokens(const msa_session *session); /* [length], borrowed */
-MSA_API const float *msa_session_logits(const msa_session *session);   /* [vocab] of the last token */
+/* [vocab] of the last token; NULL when there are none: in a session that is new, was truncated, or
+ * whose prefill was stopped. */
+MSA_API const float *msa_session_logits(const msa_session *session);
 MSA_API MSA_CHECK_RESULT msa_status msa_session_truncate(msa_session *session, int64_t n_tokens);
 
-/* Draw the next token from the last logits; args->logits, vocab, recent and draw are filled in. */
+/* Draw the next token from the last logits; args->logits, vocab, recent (every token), n_recent and
+ * draw (the length) are filled in. MSA_EINVAL without logits. */
 MSA_API MSA_CHECK_RESULT msa_status msa_session_sample(msa_session *session,
                                                        const msa_sample_args *args,
                                                        int32_t *token);
@@ -106,7 +110,7 @@ typedef struct msa_session_stats {
     uint32_t struct_size;
     uint32_t flags;
     int64_t blocks_read, blocks_visible;
-    int64_t kv_bytes; /* cache memory held by this session's pages */
+    int64_t kv_bytes; /* cache memory of this session's pages; forks count shared ones too */
 } msa_session_stats;
 MSA_ARGS_INIT(msa_session_stats)
 MSA_API MSA_CHECK_RESULT msa_status msa_session_get_stats(const msa_session *session,

@@ -72,11 +72,24 @@ static msa_status transfer_cache(stream *s, msa_session *session)
     return MSA_OK;
 }
 
+/* Everything else relies on ids of the vocabulary. */
+static msa_status check_tokens(const msa_session *session, const char *path)
+{
+    int32_t vocab = session->engine->model->config.vocab_size;
+    for (int64_t i = 0; i < session->n_tokens; i++) {
+        if (session->tokens[i] >= 0 && session->tokens[i] < vocab) continue;
+        return MSA_FAIL(MSA_EFORMAT, "session file: %s: tokens[%lld] = %d, must be 0..%d", path,
+                        (long long)i, session->tokens[i], vocab - 1);
+    }
+    return MSA_OK;
+}
+
 /* Everything behind the header but the checksum. */
 static msa_status transfer_body(stream *s, msa_session *session)
 {
     size_t vocab = (size_t)session->engine->model->config.vocab_size;
     MSA_TRY(transfer(s, session->tokens, (size_t)session->n_tokens * sizeof(*session->tokens)));
+    MSA_TRY(check_tokens(session, s->path));
     if (session->has_logits) {
         MSA_TRY(transfer(s, session->logits, vocab * sizeof(*session->logits)));
     }
@@ -142,17 +155,6 @@ msa_status msa_session_save(const msa_session *session, const char *path)
 
 /* ---- load --------------------------------------------------------------------------------- */
 
-static msa_status check_tokens(const msa_session *session, const char *path)
-{
-    int32_t vocab = session->engine->model->config.vocab_size;
-    for (int64_t i = 0; i < session->n_tokens; i++) {
-        if (session->tokens[i] >= 0 && session->tokens[i] < vocab) continue;
-        return MSA_FAIL(MSA_EFORMAT, "session file: %s: tokens[%lld] = %d, must be 0..%d", path,
-                        (long long)i, session->tokens[i], vocab - 1);
-    }
-    return MSA_OK;
-}
-
 static msa_status read_contents(stream *s, msa_session *session, const msa__session_header *header)
 {
     MSA_TRY(msa_cache_extend(session->engine->cache, session->seq, header->n_tokens));
@@ -166,7 +168,7 @@ static msa_status read_contents(stream *s, msa_session *session, const msa__sess
                         "session file: %s: checksum = %016llx, its contents have %016llx", s->path,
                         (unsigned long long)sum, (unsigned long long)expected);
     }
-    return check_tokens(session, s->path);
+    return MSA_OK;
 }
 
 static msa_status read_file(stream *s, msa_session *session)

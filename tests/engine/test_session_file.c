@@ -123,6 +123,27 @@ static void test_files_depend_on_the_session_alone(void **state)
     subject_close(&s);
 }
 
+/* The fuzzer's corpus is of this version: 20 tokens i * 11 of tiny-a, fp8 caches, saved by
+ * msa_session_save. Write it anew when the format changes. */
+static void test_the_corpus_loads(void **state)
+{
+    (void)state;
+    subject s;
+    char path[1024];
+    const char *source = getenv("MSA_SOURCE_DIR");
+    subject_open(&s, fixture_dir("tiny-a"), NULL, NULL, 1);
+    msa_engine *engine = make_engine(&s, MSA_DTYPE_F32, MSA_DTYPE_F8_E4M3);
+    msa_session *session = session_make(engine);
+    snprintf(path, sizeof(path), "%s/tests/fuzz/corpora/session/tiny-a-20-tokens.msa",
+             source ? source : ".");
+    EXPECT_OK(msa_session_load(session, path));
+    assert_int_equal(msa_session_length(session), 20);
+    assert_int_equal(msa_session_tokens(session)[19], 209);
+    msa_session_destroy(session);
+    msa_engine_destroy(engine);
+    subject_close(&s);
+}
+
 /* ---- refusals ----------------------------------------------------------------------------- */
 
 /* After a refusal the session is as empty as before, and works. */
@@ -251,6 +272,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_continuing_is_bit_exact),
         cmocka_unit_test(test_files_depend_on_the_session_alone),
+        cmocka_unit_test(test_the_corpus_loads),
         cmocka_unit_test(test_damaged_files),
         cmocka_unit_test(test_foreign_files),
         cmocka_unit_test(test_paths),
