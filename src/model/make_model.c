@@ -238,6 +238,21 @@ static const msa__preset *find_preset(const char *name)
     return NULL;
 }
 
+msa_status msa__preset_make(const char *dir, const msa__preset *preset, uint64_t seed,
+                            msa_progress_fn progress, void *user)
+{
+    making m = {.dir = dir, .seed = seed, .progress = progress, .user = user};
+    msa__text config_text = {0};
+    msa__preset_config(preset, &config_text);
+    msa_status status = make_parts(&m, &config_text);
+    if (status == MSA_OK) status = write_text(&m, "config.json", &config_text);
+    msa__text_free(&config_text);
+    msa__config_free(&m.config);
+    free(m.tensors);
+    free(m.piece);
+    return status;
+}
+
 msa_status msa_model_make(const char *dir, const char *preset_name, uint64_t seed,
                           msa_progress_fn progress, void *user)
 {
@@ -254,16 +269,7 @@ msa_status msa_model_make(const char *dir, const char *preset_name, uint64_t see
         return MSA_FAIL(MSA_EINVAL, "make_model: preset = %.40s, must be one of %s", preset_name,
                         names);
     }
-    making m = {.dir = dir, .seed = seed, .progress = progress, .user = user};
-    msa__text config_text = {0};
-    msa__preset_config(preset, &config_text);
-    msa_status status = make_parts(&m, &config_text);
-    if (status == MSA_OK) status = write_text(&m, "config.json", &config_text);
-    msa__text_free(&config_text);
-    msa__config_free(&m.config);
-    free(m.tensors);
-    free(m.piece);
-    return status;
+    return msa__preset_make(dir, preset, seed, progress, user);
 }
 
 const char *msa_model_preset(int32_t i, const char **description)

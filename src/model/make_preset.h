@@ -20,6 +20,10 @@ typedef struct msa__preset {
 extern const msa__preset msa__presets[];
 extern const int32_t msa__n_presets;
 
+/* Write a folder of this shape; see msa_model_make. */
+MSA_CHECK_RESULT msa_status msa__preset_make(const char *dir, const msa__preset *preset,
+                                             uint64_t seed, msa_progress_fn progress, void *user);
+
 /* config.json and generation_config.json in the released layout. */
 void msa__preset_config(const msa__preset *preset, msa__text *text);
 void msa__preset_generation(msa__text *text);

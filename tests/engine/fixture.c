@@ -1,13 +1,14 @@
 /* See fixture.h. */
-#define _DEFAULT_SOURCE
+#define _XOPEN_SOURCE 700
 #include "engine/fixture.h"
 
 #include "base/rng.h"
 #include "harness/cmocka_all.h"
 
-#include <dirent.h>
+#include <ftw.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 const char *fixture_dir(const char *name)
@@ -67,17 +68,23 @@ const char *temporary_file(const char *name)
     return path;
 }
 
+const char *temporary_folder(const char *name)
+{
+    const char *path = temporary_file(name);
+    assert_int_equal(mkdir(path, 0700), 0);
+    return path;
+}
+
+static int remove_entry(const char *path, const struct stat *info, int type, struct FTW *where)
+{
+    (void)info;
+    (void)type;
+    (void)where;
+    return remove(path);
+}
+
 void remove_temporary_files(void)
 {
-    if (!folder[0]) return;
-    DIR *dir = opendir(folder);
-    const struct dirent *entry;
-    while (dir && (entry = readdir(dir))) {
-        char path[512];
-        snprintf(path, sizeof(path), "%s/%s", folder, entry->d_name);
-        (void)unlink(path);
-    }
-    if (dir) closedir(dir);
-    (void)rmdir(folder);
+    if (folder[0]) (void)nftw(folder, remove_entry, 8, FTW_DEPTH | FTW_PHYS);
     folder[0] = '\0';
 }

@@ -20,8 +20,9 @@ void advance(msa_engine *engine, msa_session *session, const int32_t *tokens, in
 /* The sessions' last logits are the same bits. */
 void expect_same_logits(const msa_session *a, const msa_session *b, int32_t vocab);
 
-/* A name in a fresh temporary folder, and removing both. */
+/* A name in a fresh temporary folder, a folder made in it, and removing all of it. */
 const char *temporary_file(const char *name);
+const char *temporary_folder(const char *name);
 void remove_temporary_files(void);
 
 #endif
