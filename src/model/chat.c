@@ -9,6 +9,7 @@
  */
 #include "base/error.h"
 #include "model/chat_strings.h"
+#include "model/json_optional.h"
 #include "model/python_text.h"
 
 #include <string.h>
@@ -24,11 +25,6 @@ typedef struct renderer {
 static void put(renderer *r, const char *text)
 {
     msa__text_puts(&r->out, text);
-}
-
-static int32_t is_null(const msa__json *value)
-{
-    return !value || value->type == MSA__JSON_NULL;
 }
 
 static int32_t has_text(const msa__json *object, const char *key, const char *text)
@@ -238,10 +234,8 @@ static msa_status put_tool_calls(renderer *r, const msa__json *calls)
     {
         const msa__json *function = msa__json_get(call, "function"), *name, *arguments;
         if (!msa__python_true(function)) function = call;
-        MSA_TRY(msa__json_need(function, "name", &name));
-        MSA_TRY(msa__json_type_is(name, MSA__JSON_STRING));
-        MSA_TRY(msa__json_need(function, "arguments", &arguments));
-        MSA_TRY(msa__json_type_is(arguments, MSA__JSON_OBJECT));
+        MSA_TRY(need_typed(function, "name", MSA__JSON_STRING, &name));
+        MSA_TRY(need_typed(function, "arguments", MSA__JSON_OBJECT, &arguments));
         put(r, CHAT_NAMESPACE "<invoke name=\"");
         msa__text_add(&r->out, name->text, name->text_bytes);
         put(r, "\">");
@@ -347,8 +341,7 @@ static void take_leading_messages(renderer *r)
 
 static msa_status render(renderer *r, const msa__json *request)
 {
-    MSA_TRY(msa__json_need(request, "messages", &r->messages));
-    MSA_TRY(msa__json_type_is(r->messages, MSA__JSON_ARRAY));
+    MSA_TRY(need_typed(request, "messages", MSA__JSON_ARRAY, &r->messages));
     MSA_TRY(optional(request, "tools", MSA__JSON_ARRAY, &r->tools));
     MSA_TRY(optional(request, "options", MSA__JSON_OBJECT, &r->options));
     take_leading_messages(r);

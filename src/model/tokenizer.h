@@ -13,8 +13,8 @@
 typedef struct msa__token {
     const char *spelling; /* as in the file; NULL: no token has this id */
     const char *bytes;    /* what it decodes to */
-    uint32_t spelling_bytes, n;
-    int32_t added; /* listed in added_tokens */
+    uint32_t n;           /* bytes of that */
+    int32_t added;        /* listed in added_tokens */
 } msa__token;
 
 /* One pre-tokenizer: a space in front of the piece if it has none, then a cut into smaller pieces.
@@ -43,5 +43,10 @@ MSA_CHECK_RESULT msa_status msa__tokenizer_create(msa_tokenizer **out, const msa
 
 /* Fill a zeroed tokenizer; on failure the caller closes it. */
 MSA_CHECK_RESULT msa_status msa__tokenizer_fill(msa_tokenizer *tokenizer, const msa__json *root);
+
+/* The part of it that is tables: vocab and merges of the model, added_tokens (NULL: none). */
+MSA_CHECK_RESULT msa_status msa__tokenizer_read_model(msa_tokenizer *tokenizer,
+                                                      const msa__json *model,
+                                                      const msa__json *added);
 
 #endif
