@@ -22,7 +22,7 @@ static void check_token(const router_case *c, const double *score, const double 
                         const int32_t *ids, const float *weights, const char *what)
 {
     const double slack = 1e-5;
-    double chosen_sum = 0, worst = INFINITY;
+    double chosen_sum = 0, worst = (double)INFINITY;
     char taken[256] = {0};
     for (int32_t j = 0; j < c->topk; j++) {
         assert_in_range(ids[j], 0, c->n_experts - 1);
