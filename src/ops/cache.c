@@ -26,7 +26,6 @@ struct msa_cache {
     cache_layer *layers;  /* [n_layers] */
     cache_seq *seqs;      /* [max_seqs] */
     int32_t *page_tables; /* [max_seqs, n_pages], touched as sequences grow */
-    size_t page_tables_bytes;
 };
 
 static const msa__check at_create = {"cache_create", 1};
@@ -95,25 +94,14 @@ static msa_status add_lanes(msa_cache *cache)
     return MSA_OK;
 }
 
-static msa_status allocate(const msa_cache *cache, size_t n, size_t element_bytes, void **out)
-{
-    size_t bytes;
-    *out = NULL;
-    if (!msa__mul_overflow(n, element_bytes, &bytes) && bytes < PTRDIFF_MAX) {
-        *out = cache->allocator.alloc(cache->allocator.user, bytes, 64);
-    }
-    if (*out) return MSA_OK;
-    return MSA_FAIL(MSA_ENOMEM, "cache_create: no memory for %zu entries of %zu bytes", n,
-                    element_bytes);
-}
-
 static msa_status init_seqs(msa_cache *cache)
 {
     size_t n_seqs = (size_t)cache->args.max_seqs, n_pages = (size_t)cache->pool.n_pages;
     void *memory;
-    MSA_TRY(allocate(cache, n_seqs, n_pages * sizeof(int32_t), &memory));
+    MSA_TRY(msa__cache_alloc(&cache->allocator, n_seqs, n_pages * sizeof(int32_t), "page tables",
+                             &memory));
     cache->page_tables = memory;
-    MSA_TRY(allocate(cache, n_seqs, sizeof(cache_seq), &memory));
+    MSA_TRY(msa__cache_alloc(&cache->allocator, n_seqs, sizeof(cache_seq), "sequences", &memory));
     cache->seqs = memset(memory, 0, n_seqs * sizeof(cache_seq));
     for (size_t i = 0; i < n_seqs; i++) cache->seqs[i].pages = cache->page_tables + i * n_pages;
     return MSA_OK;
@@ -123,7 +111,8 @@ static msa_status init_cache(msa_cache *cache)
 {
     const msa_cache_args *args = &cache->args;
     void *memory;
-    MSA_TRY(allocate(cache, (size_t)args->n_layers, sizeof(cache_layer), &memory));
+    MSA_TRY(msa__cache_alloc(&cache->allocator, (size_t)args->n_layers, sizeof(cache_layer),
+                             "layers", &memory));
     cache->layers = memory;
     MSA_TRY(msa__page_pool_init(&cache->pool, &cache->allocator, args->block_size,
                                 (int32_t)msa__ceil_div(args->max_tokens, args->block_size),
@@ -154,18 +143,14 @@ msa_status msa_cache_create(msa_cache **out, msa_context *ctx, const msa_cache_a
     return MSA_OK;
 }
 
-static void release(const msa_cache *cache, void *memory, size_t bytes)
-{
-    if (memory) cache->allocator.free(cache->allocator.user, memory, bytes);
-}
-
 void msa_cache_destroy(msa_cache *cache)
 {
     if (!cache) return;
     size_t n_seqs = (size_t)cache->args.max_seqs, n_pages = (size_t)cache->pool.n_pages;
-    release(cache, cache->seqs, n_seqs * sizeof(cache_seq));
-    release(cache, cache->page_tables, n_seqs * n_pages * sizeof(int32_t));
-    release(cache, cache->layers, (size_t)cache->args.n_layers * sizeof(cache_layer));
+    msa__cache_free(&cache->allocator, cache->seqs, n_seqs * sizeof(cache_seq));
+    msa__cache_free(&cache->allocator, cache->page_tables, n_seqs * n_pages * sizeof(int32_t));
+    msa__cache_free(&cache->allocator, cache->layers,
+                    (size_t)cache->args.n_layers * sizeof(cache_layer));
     msa__page_pool_free(&cache->pool);
     msa_allocator allocator = cache->allocator;
     allocator.free(allocator.user, cache, sizeof(*cache));

@@ -6,20 +6,20 @@
 
 #include <string.h>
 
-static msa_status allocate(const msa_allocator *allocator, int32_t n, size_t element_bytes,
-                           const char *what, void **out)
+msa_status msa__cache_alloc(const msa_allocator *allocator, size_t n, size_t element_bytes,
+                            const char *what, void **out)
 {
     size_t bytes;
     *out = NULL;
-    if (!msa__mul_overflow((size_t)n, element_bytes, &bytes) && bytes < PTRDIFF_MAX) {
+    if (!msa__mul_overflow(n, element_bytes, &bytes) && bytes < PTRDIFF_MAX) {
         *out = allocator->alloc(allocator->user, bytes, 64);
     }
     if (*out) return MSA_OK;
-    return MSA_FAIL(MSA_ENOMEM, "cache_create: no memory for %d %s of %zu bytes", n, what,
+    return MSA_FAIL(MSA_ENOMEM, "cache_create: no memory for %zu %s of %zu bytes", n, what,
                     element_bytes);
 }
 
-static void release(const msa_allocator *allocator, void *memory, size_t bytes)
+void msa__cache_free(const msa_allocator *allocator, void *memory, size_t bytes)
 {
     if (memory) allocator->free(allocator->user, memory, bytes);
 }
@@ -33,11 +33,13 @@ msa_status msa__page_pool_init(msa__page_pool *pool, const msa_allocator *alloca
     pool->page_size = page_size;
     pool->n_pages = n_pages;
     pool->max_lanes = max_lanes;
-    MSA_TRY(allocate(allocator, n_pages, sizeof(int32_t), "reference counts", &memory));
+    MSA_TRY(
+        msa__cache_alloc(allocator, (size_t)n_pages, sizeof(int32_t), "reference counts", &memory));
     pool->n_refs = memory;
-    MSA_TRY(allocate(allocator, n_pages, sizeof(int32_t), "returned page ids", &memory));
+    MSA_TRY(msa__cache_alloc(allocator, (size_t)n_pages, sizeof(int32_t), "returned page ids",
+                             &memory));
     pool->returned = memory;
-    MSA_TRY(allocate(allocator, max_lanes, sizeof(msa__lane), "lanes", &memory));
+    MSA_TRY(msa__cache_alloc(allocator, (size_t)max_lanes, sizeof(msa__lane), "lanes", &memory));
     pool->lanes = memory;
     pool->n_fresh = n_pages;
     return MSA_OK;
@@ -56,8 +58,8 @@ msa_status msa__page_pool_add_lane(msa__page_pool *pool, int32_t n_heads, int32_
     added->dim = dim;
     added->dtype = dtype;
     added->row_bytes = (size_t)dim * msa_dtype_bytes(dtype);
-    MSA_TRY(
-        allocate(&pool->allocator, pool->n_pages, page_bytes(pool, added), "pages", &added->data));
+    MSA_TRY(msa__cache_alloc(&pool->allocator, (size_t)pool->n_pages, page_bytes(pool, added),
+                             "pages", &added->data));
     *lane = pool->n_lanes++;
     return MSA_OK;
 }
@@ -67,11 +69,12 @@ void msa__page_pool_free(msa__page_pool *pool)
     const msa_allocator *allocator = &pool->allocator;
     size_t n_pages = (size_t)pool->n_pages;
     for (int32_t i = 0; i < pool->n_lanes; i++) {
-        release(allocator, pool->lanes[i].data, n_pages * page_bytes(pool, &pool->lanes[i]));
+        msa__cache_free(allocator, pool->lanes[i].data,
+                        n_pages * page_bytes(pool, &pool->lanes[i]));
     }
-    release(allocator, pool->lanes, (size_t)pool->max_lanes * sizeof(msa__lane));
-    release(allocator, pool->returned, n_pages * sizeof(int32_t));
-    release(allocator, pool->n_refs, n_pages * sizeof(int32_t));
+    msa__cache_free(allocator, pool->lanes, (size_t)pool->max_lanes * sizeof(msa__lane));
+    msa__cache_free(allocator, pool->returned, n_pages * sizeof(int32_t));
+    msa__cache_free(allocator, pool->n_refs, n_pages * sizeof(int32_t));
     memset(pool, 0, sizeof(*pool));
 }
 

@@ -10,6 +10,12 @@
 
 #include "msa/context.h"
 
+/* n elements in the memory of the cache, aligned to 64; "no memory for n <what> of ... bytes". */
+msa_status msa__cache_alloc(const msa_allocator *allocator, size_t n, size_t element_bytes,
+                            const char *what, void **out);
+/* NULL is allowed. */
+void msa__cache_free(const msa_allocator *allocator, void *memory, size_t bytes);
+
 typedef struct msa__lane {
     void *data;
     size_t row_bytes; /* of one token and head */
