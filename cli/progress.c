@@ -108,8 +108,29 @@ static void draw_bar(const cli_progress *progress, double fraction, const char *
     bar_is_drawn = 1;
 }
 
+/* Seconds left. Attention makes every token dearer than the one before, so the time taken is fitted
+ * as a x + b x^2 through now and an earlier moment, with b >= 0: a straight line where cost is
+ * even. */
+static double seconds_left(cli_progress *progress, int64_t done, int64_t total, double elapsed)
+{
+    double x = (double)(done - progress->first), end = (double)(total - progress->first);
+    double m = (double)progress->earlier.done, b = 0;
+    if (m > 0 && x > m) b = (elapsed / x - progress->earlier.seconds / m) / (x - m);
+    double a = elapsed / x - b * x;
+    if (b < 0 || a < 0) {
+        a = elapsed / x;
+        b = 0;
+    }
+    if (x >= 1.5 * (double)progress->later.done) {
+        progress->earlier = progress->later;
+        progress->later.done = done - progress->first;
+        progress->later.seconds = elapsed;
+    }
+    return a * (end - x) + b * (end * end - x * x);
+}
+
 /* "6,554 of 65,536 tokens  3,077/s  19 s left" */
-static void describe(const cli_progress *progress, int64_t done, int64_t total, double elapsed,
+static void describe(cli_progress *progress, int64_t done, int64_t total, double elapsed,
                      char *text, size_t text_bytes)
 {
     char done_text[32], total_text[32], number[32], rate_text[48] = "", left_text[48] = "";
@@ -120,7 +141,7 @@ static void describe(const cli_progress *progress, int64_t done, int64_t total, 
     }
     if (rate > 0 && done < total) {
         snprintf(left_text, sizeof(left_text), "  %s left",
-                 cli_duration((double)(total - done) / rate, number));
+                 cli_duration(seconds_left(progress, done, total, elapsed), number));
     }
     snprintf(text, text_bytes, "%s of %s %s%s%s", cli_grouped(done, done_text),
              cli_grouped(total, total_text), progress->unit, rate_text, left_text);

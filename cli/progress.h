@@ -13,6 +13,10 @@ typedef struct cli_progress {
     double start_seconds, drawn_seconds;
     int64_t first; /* done when it began: not counted in the rate */
     int32_t tenth; /* last tenth that got a plain line */
+    struct {
+        int64_t done;
+        double seconds;
+    } earlier, later; /* two moments of the past, for the time left */
 } cli_progress;
 
 void cli_progress_begin(cli_progress *progress, const char *label, const char *unit, int32_t quiet);
