@@ -1,9 +1,9 @@
 /* Linear layers and experts through the public operators: prefill in GFLOP/s, decode in GB/s of
  * weights.
  *
- *     bench_linear [threads]
+ *     bench_linear [threads [isa]]
  *
- * Decode walks through weights that no cache holds; "read" is a loop that only reads them.
+ * Decode walks through weights that no cache holds.
  */
 #define _GNU_SOURCE
 #include "bench_onednn.h"
@@ -98,6 +98,60 @@ static double time_linear(int64_t n_tokens, int64_t n_in, int64_t n_out, msa_dty
     return s[3];
 }
 
+/* Median seconds of a mixture of 16 experts of [n_hidden, n_in], topk of them for each token. */
+static double time_moe(int64_t n_tokens, int64_t n_in, int64_t n_hidden, int32_t topk)
+{
+    enum { N_EXPERTS = 16 };
+    static msa_mlp_weights experts[N_EXPERTS];
+    static int32_t ids[512 * 8];
+    static float factors[512 * 8];
+    msa_plan plan = {.struct_size = sizeof(plan)};
+    msa_moe_args args;
+    double s[7];
+    const unsigned char *next = weights;
+    for (int e = 0; e < N_EXPERTS; e++) {
+        msa_weight *parts[3] = {&experts[e].gate, &experts[e].up, &experts[e].down};
+        for (int i = 0; i < 3; i++, next += 2 * n_in * n_hidden) {
+            parts[i]->w = msa_tensor_make(next, MSA_DTYPE_BF16, 2, i < 2 ? n_hidden : n_in,
+                                          i < 2 ? n_in : n_hidden, 0, 0);
+        }
+    }
+    msa_moe_args_init(&args);
+    void *out = allocate((size_t)(n_tokens * n_in) * 4);
+    args.x = msa_tensor_make(weights, MSA_DTYPE_BF16, 2, n_tokens, n_in, 0, 0);
+    args.out = msa_tensor_make(out, MSA_DTYPE_F32, 2, n_tokens, n_in, 0, 0);
+    args.ids = ids;
+    args.weights = factors;
+    args.experts = experts;
+    args.n_experts = N_EXPERTS;
+    args.topk = topk;
+    args.activation = (msa_activation){MSA_ACT_SWIGLU_OAI, 1.702f, 1, 7};
+    must(msa_moe_plan(ctx, &args, &plan));
+    void *workspace = allocate(plan.workspace_bytes);
+    for (int i = 0; i < 7; i++) {
+        for (int64_t j = 0; j < n_tokens * topk; j++) {
+            ids[j] = (int32_t)((i * topk + j) % N_EXPERTS); /* other experts in every run */
+            factors[j] = 0.25f;
+        }
+        double start = now_s();
+        must(msa_moe(ctx, &plan, &args, workspace, plan.workspace_bytes));
+        s[i] = now_s() - start;
+    }
+    qsort(s, 7, sizeof(*s), by_value);
+    free(workspace);
+    free(out);
+    return s[3];
+}
+
+static void moe(const char *isa, int64_t n_tokens, int64_t n_in, int64_t n_hidden, int32_t topk)
+{
+    double seconds = time_moe(n_tokens, n_in, n_hidden, topk);
+    double elements = 3.0 * (double)(n_in * n_hidden) * (n_tokens == 1 ? topk : 16);
+    printf("moe     %-7s T %4d H %5d I %5d top %d of 16 %8.1f GB/s %8.0f GFLOP/s\n", isa,
+           (int)n_tokens, (int)n_in, (int)n_hidden, topk, 2 * elements / seconds * 1e-9,
+           6.0 * (double)(n_tokens * topk * n_in * n_hidden) / seconds * 1e-9);
+}
+
 static void prefill(const char *isa, int64_t n_tokens, int64_t n_in, int64_t n_out, msa_dtype x,
                     msa_dtype w)
 {
@@ -126,7 +180,7 @@ int main(int argc, char **argv)
     for (int32_t i = 0, usable; msa_cpu_isa_name(i, &usable); i++) {
         const char *isa = msa_cpu_isa_name(i, NULL);
         msa_context_args args;
-        if (!usable || !strcmp(isa, "generic")) continue;
+        if (!usable || (argc > 2 ? strcmp(isa, argv[2]) : !strcmp(isa, "generic"))) continue;
         msa_context_args_init(&args);
         args.backend = "cpu";
         args.cpu_isa = isa;
@@ -143,6 +197,9 @@ int main(int argc, char **argv)
             decode(isa, 1, n_in, n_out, MSA_DTYPE_BF16, MSA_DTYPE_F8_E4M3);
             decode(isa, 1, n_in, n_out, MSA_DTYPE_F32, MSA_DTYPE_F32);
         }
+        moe(isa, 1, 4096, 2048, 4);
+        moe(isa, 1, 1024, 512, 4);
+        moe(isa, 512, 4096, 2048, 4);
         msa_context_destroy(ctx);
     }
     bench_onednn(512, 4096, 4096);

@@ -6,6 +6,9 @@
 
 #include <string.h>
 
+/* Converted rows are not a power of two apart: they would share a few sets of the cache. */
+#define SCRATCH_PAD 32
+
 int32_t msa__product_is_bf16(msa_dtype x_dtype, const msa_weight *weight)
 {
     return x_dtype == MSA_DTYPE_BF16 &&
@@ -36,7 +39,19 @@ int64_t msa__product_rows(int64_t n_rows, int64_t n_tokens, int32_t n_threads)
 
 size_t msa__product_scratch_bytes(void)
 {
-    return sizeof(float) * MSA__PRODUCT_ROWS * MSA__K_CHUNK;
+    return sizeof(float) * MSA__PRODUCT_ROWS * (MSA__K_CHUNK + SCRATCH_PAD);
+}
+
+/* A row is a new stream for the hardware; it would wait for memory at the start of each. */
+#define PREFETCH_ROWS 4
+
+static void prefetch_row(const msa_weight *weight, int64_t row, int64_t l, int64_t n)
+{
+    const msa_tensor *w = &weight->w;
+    int64_t size = (int64_t)msa_dtype_bytes(w->dtype);
+    if (row >= w->shape[0]) return;
+    const char *data = (const char *)w->data + (row * w->stride[0] + l) * size;
+    for (int64_t i = 0; i < n * size; i += 64) __builtin_prefetch(data + i, 0, 2);
 }
 
 /* n inputs from l of a weight row, as the product wants them. */
@@ -74,7 +89,7 @@ void msa__product(const msa__cpu_kernels *kernels, int32_t is_bf16, const msa_we
     if (is_narrow) memset(c, 0, (size_t)(n_rows * ldc) * sizeof(*c));
     if (is_bf16) kernels->enter();
     for (int64_t l = 0; l < k; l += MSA__K_CHUNK) {
-        int64_t n = k - l < MSA__K_CHUNK ? k - l : MSA__K_CHUNK, lda = n;
+        int64_t n = k - l < MSA__K_CHUNK ? k - l : MSA__K_CHUNK, lda = n + SCRATCH_PAD;
         size_t size = is_bf16 ? 2 : 4;
         const void *a = scratch, *b = msa__packed_at(packed, is_bf16, k, n_panels, 0, l);
         if (in_place) {
@@ -82,8 +97,9 @@ void msa__product(const msa__cpu_kernels *kernels, int32_t is_bf16, const msa_we
             lda = w->stride[0];
         }
         for (int64_t i = 0; !in_place && i < n_rows; i++) {
+            prefetch_row(weight, row + i + PREFETCH_ROWS, l, n);
             convert_row(kernels, is_bf16, weight, row + i, l, n,
-                        (char *)scratch + (size_t)(i * n) * size);
+                        (char *)scratch + (size_t)(i * lda) * size);
         }
         if (is_bf16 && is_narrow) {
             kernels->gemv_bf16(n_rows, n_tokens, n, a, lda, b, c, ldc, l > 0);

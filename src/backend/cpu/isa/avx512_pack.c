@@ -112,33 +112,41 @@ void msa__avx512_unpack_columns(void *dst, msa_dtype dtype, int64_t ld, const fl
     }
 }
 
-/* E4M3 to bf16 in 16-bit lanes: rebase the exponent by the scale; a subnormal code looks up its
- * value times 2^9. Scales near the ends of the range, where bf16 would overflow or lose bits, go
- * through f32. */
+/* Scales under which every code but 0 and NaN is a normal bf16. */
+static int scales_are_moderate(const uint8_t *scales, int64_t n)
+{
+    int moderate = 1;
+    for (int64_t i = 0; i < n; i++) moderate &= scales[i] >= 16 && scales[i] <= 240;
+    return moderate;
+}
+
+/* E4M3 to bf16 in 16-bit lanes. Exponent and mantissa shift into place and the scale is added to
+ * the exponent; the seven subnormal codes come from a table as if they had been shifted. */
 void msa__avx512_mxfp8_to_bf16(uint16_t *dst, const uint8_t *src, const uint8_t *scales, int64_t n)
 {
-    /* bf16 of m, m = 0..7, in lanes 0..7 */
+    /* bf16 of m 2^-9 under the scale 2^(7 - 127), m = 0..7; the exponent wraps, and adding a
+     * moderate scale wraps it back */
     const __m512i subnormals = _mm512_castsi128_si512(
-        _mm_setr_epi16(0, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0));
+        _mm_sub_epi16(_mm_setr_epi16(0, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0),
+                      _mm_set1_epi16((9 + 120) * 128)));
+    if (!scales_are_moderate(scales, n / 32)) {
+        msa__generic_mxfp8_to_bf16(dst, src, scales, n);
+        return;
+    }
     for (int64_t i = 0; i < n; i += 32) {
-        int scale = scales[i / 32];
-        if (scale < 16 || scale > 240) {
-            msa__generic_mxfp8_to_bf16(dst + i, src + i, scales + i / 32, 32);
-            continue;
-        }
+        __m512i scale = _mm512_set1_epi16((int16_t)((scales[i / 32] - 7) * 128));
         __m512i code = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const void *)(src + i)));
         __m512i magnitude = _mm512_and_si512(code, _mm512_set1_epi16(0x7f));
-        __m512i sign = _mm512_slli_epi16(_mm512_andnot_si512(_mm512_set1_epi16(0x7f), code), 8);
-        __m512i x = _mm512_add_epi16(_mm512_slli_epi16(magnitude, 4),
-                                     _mm512_set1_epi16((int16_t)((scale - 7) * 128)));
         __mmask32 is_small = _mm512_cmplt_epu16_mask(magnitude, _mm512_set1_epi16(8));
-        __mmask32 is_zero = _mm512_testn_epi16_mask(magnitude, magnitude);
         __mmask32 is_nan = _mm512_cmpeq_epi16_mask(magnitude, _mm512_set1_epi16(0x7f));
-        __m512i small = _mm512_add_epi16(_mm512_permutexvar_epi16(magnitude, subnormals),
-                                         _mm512_set1_epi16((int16_t)((scale - 127 - 9) * 128)));
-        x = _mm512_mask_mov_epi16(x, is_small, small);
+        __mmask32 not_zero = _mm512_test_epi16_mask(magnitude, magnitude);
+        __m512i x = _mm512_slli_epi16(magnitude, 4);
+        x = _mm512_mask_permutexvar_epi16(x, is_small, magnitude, subnormals);
+        x = _mm512_maskz_add_epi16(not_zero, x, scale);
         x = _mm512_mask_mov_epi16(x, is_nan, _mm512_set1_epi16(0x7fc0));
-        x = _mm512_mask_mov_epi16(x, is_zero, _mm512_setzero_si512());
-        _mm512_storeu_si512(dst + i, _mm512_or_si512(x, sign));
+        /* x | (code << 8 & 0x8000) */
+        x = _mm512_ternarylogic_epi32(x, _mm512_slli_epi16(code, 8),
+                                      _mm512_set1_epi16((int16_t)0x8000), 0xf8);
+        _mm512_storeu_si512(dst + i, x);
     }
 }
