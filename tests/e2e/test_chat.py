@@ -1,6 +1,7 @@
 """msa chat on a pseudo-terminal, as a person types, and through a pipe."""
 
 import json
+import pathlib
 import re
 
 import pytest
@@ -31,8 +32,18 @@ def test_chat_ends_at_the_end_of_input(terminal, model):
     assert screen.finish() == 0
 
 
-def test_chat_interrupt_stops_the_answer_not_the_program(terminal, model):
-    screen = terminal("chat", model, "-n", 100000, "--ctx", 8000, "--thinking", "disabled")
+@pytest.fixture
+def endless_model(model, tmp_path):
+    """The same model with a stop token that it does not have."""
+    for file in pathlib.Path(model).iterdir():
+        (tmp_path / file.name).symlink_to(file.resolve())
+    (tmp_path / "generation_config.json").unlink()
+    (tmp_path / "generation_config.json").write_text('{"do_sample": true, "eos_token_id": 1000000}')
+    return tmp_path
+
+
+def test_chat_interrupt_stops_the_answer_not_the_program(terminal, endless_model):
+    screen = terminal("chat", endless_model, "-n", 100000, "--ctx", 8000, "--thinking", "disabled")
     screen.wait_for(PROMPT)
     screen.type("Tell me a long story\n")
     screen.wait_for("story")
