@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+extern const cli_command cli_cmd_bench_attention;
 extern const cli_command cli_cmd_bench_model;
 extern const cli_command cli_cmd_chat;
 extern const cli_command cli_cmd_doctor;
@@ -29,8 +30,17 @@ extern const cli_command cli_cmd_run;
 extern const cli_command cli_cmd_tokenize;
 
 const cli_command *const cli_commands[] = {
-    &cli_cmd_run,      &cli_cmd_chat,   &cli_cmd_inspect,     &cli_cmd_make_model, &cli_cmd_logits,
-    &cli_cmd_tokenize, &cli_cmd_render, &cli_cmd_bench_model, &cli_cmd_doctor,     NULL,
+    &cli_cmd_run,
+    &cli_cmd_chat,
+    &cli_cmd_inspect,
+    &cli_cmd_make_model,
+    &cli_cmd_logits,
+    &cli_cmd_tokenize,
+    &cli_cmd_render,
+    &cli_cmd_bench_attention,
+    &cli_cmd_bench_model,
+    &cli_cmd_doctor,
+    NULL,
 };
 
 /* The command that the words begin with; *n_words is how many words its name has. */
