@@ -297,9 +297,10 @@ const cli_command cli_cmd_bench_attention = {
     .name = "bench attention",
     .summary = "Time dense attention against MSA for one layer.",
     .details =
-        "A case is {\"case\":\"id\",\"phase\":\"prefill\" or \"decode\",\"q_lens\":[...],"
-        "\"kv_lens\":[...],\"n_q_heads\":64,\"n_kv_heads\":4,\"head_dim\":128,\"index_dim\":128,"
-        "\"block\":128,\"topk\":16,\"dtype\":\"bf16\"}; dtype is that of the caches: f32, bf16 or "
+        "A case is {\"case\": \"id\", \"phase\": \"prefill\" or \"decode\", \"q_lens\": [...], "
+        "\"kv_lens\": [...], \"n_q_heads\": 64, \"n_kv_heads\": 4, \"head_dim\": 128, "
+        "\"index_dim\": 128, \"block\": 128, \"topk\": 16, \"dtype\": \"bf16\"}; dtype is that of "
+        "the caches: f32, bf16 or "
         "fp8_e4m3.\n\n"
         "Inputs are random. Before timing, the selection is checked by its rules and samples of "
         "all "
