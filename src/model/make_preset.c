@@ -2,7 +2,8 @@
  *
  * All have M3's structure: a first layer with full attention and a dense MLP, then MSA layers with
  * experts. "small" and "1b" also have M3's head shape, 16 query heads of 128 per key head, blocks
- * of 128 and K = 16, so that what they cost per token of context is what M3 costs.
+ * of 128 and K = 16, so that what they cost per token of context is what M3 costs. "small" selects
+ * in every layer, as M3.1 does: one full layer of four would cost more than all the others.
  */
 #include "model/make_preset.h"
 
@@ -51,7 +52,7 @@ const msa__preset msa__presets[] = {
      .description = "120 MB with M3's head shape, block and K: for demonstrations",
      .hidden_size = 256,
      .n_layers = 4,
-     .n_full_layers = 1,
+     .n_full_layers = 0,
      .n_dense_layers = 1,
      .n_q_heads = 16,
      .n_kv_heads = 1,
