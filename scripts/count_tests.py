@@ -15,9 +15,9 @@ CMOCKA = {
     "skipped": re.compile(r"^\[  SKIPPED \] (\d+) test", re.M),
 }
 PYTEST_END = re.compile(r"^(?:=+ )?((?:\d+ \w+(?:, )?)+) in [\d.:]+", re.M)
-PYTEST_SKIP = re.compile(r"^SKIPPED \[\d+\] (.*)", re.M)
+PYTEST_SKIP = re.compile(r"^SKIPPED \[\d+\] (?:\.\./)*(.*)", re.M)
 CMOCKA_SKIP = re.compile(r"^\[  SKIPPED \] (?!\d+ test)(.*)", re.M)
-SKIP_REASON = re.compile(r"^skip(?:ped)?: (.*)", re.M)
+SKIP_REASON = re.compile(r"^(?:SKIP|skip(?:ped)?):? (.*)", re.M)
 
 
 def count_output(text):
