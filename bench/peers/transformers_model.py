@@ -2,8 +2,9 @@
 
     python transformers_model.py MODEL MSA_PROGRAM [--tokens 300] [--contexts 1024,2048] [--threads 2]
 
-First the logits of random tokens in float32 from both; exit status 1 when they differ by more than 1e-4
-of the largest. Then transformers' rates in bfloat16 (eager attention), in the terms of `msa bench model`:
+First the logits of random tokens in float32 from both; exit status 1 when a row differs by more than 1e-4
+of the largest. A single row can do so without an error on either side: where two blocks at the edge of the
+kept ones score the same but for rounding, float32 decides by the order of additions. Then transformers' rates in bfloat16 (eager attention), in the terms of `msa bench model`:
 tokens per second of prefill up to a context, and of decode there. Python packages: torch, transformers
 (5.17 or later), safetensors, numpy.
 """
@@ -79,11 +80,15 @@ def compare_logits(model, folder, program, n_tokens):
                        check=True, stderr=subprocess.DEVNULL)
         mine = load_numpy(out)["logits"]
     largest = numpy.abs(expected).max()
-    difference = numpy.abs(mine - expected).max()
+    differences = numpy.abs(mine - expected).max(-1)
+    difference = differences.max()
+    beyond = numpy.flatnonzero(differences > 1e-4 * largest)
     same = (mine.argmax(-1) == expected.argmax(-1)).sum()
     print(f"logits of {n_tokens} tokens in float32: largest {largest:.4f}, largest difference "
-          f"{difference:.2e} ({difference / largest:.1e} of it), same best token in {same}")
-    return difference <= 1e-4 * largest
+          f"{difference:.2e} ({difference / largest:.1e} of it), median of the rows "
+          f"{numpy.median(differences):.1e}, same best token in {same}; rows beyond 1e-4 of the largest: "
+          f"{beyond[:10].tolist() or 'none'}")
+    return not len(beyond)
 
 
 def measure(model, contexts, n_decoded):
