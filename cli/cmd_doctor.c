@@ -37,31 +37,19 @@ static void print_memory(const cli_machine *machine)
     }
 }
 
-/* 1 when a program of this name lies on PATH. */
-static int on_path(const char *program)
-{
-    const char *path = getenv("PATH");
-    char file[4096];
-    while (path && *path) {
-        size_t length = strcspn(path, ":");
-        if (snprintf(file, sizeof(file), "%.*s/%s", (int)length, path, program) <
-                (int)sizeof(file) &&
-            access(file, X_OK) == 0) {
-            return 1;
-        }
-        path += length + (path[length] == ':');
-    }
-    return 0;
-}
-
 static void print_parts(void)
 {
 #ifdef MSA_HAVE_LIBEDIT
     line("line editing", "libedit");
 #else
-    line("line editing", "none: plain input in msa chat (libedit-dev was not there at build time)");
+    line("line editing", "none: plain input in msa chat (libedit-dev)");
 #endif
-    line("plots", on_path("gnuplot") ? "gnuplot" : "none: msa bench writes CSV only (gnuplot-nox)");
+#ifdef MSA_HAVE_ONEDNN
+    line("matrix yardstick", "oneDNN, in msa bench attention");
+#else
+    line("matrix yardstick",
+         "none: msa bench attention compares with this library's own product (libdnnl-dev)");
+#endif
 }
 
 static void print_environment(void)

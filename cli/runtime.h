@@ -29,128 +29,42 @@ typedef struct cli_model_options {
     }
 
 /* Rows for a command whose values (of this type) have a cli_model_options member. */
+/* clang-format off */
 #define CLI_SAMPLING_ROWS(type, member)                                                            \
     {CLI_GROUP, 0, "Sampling", NULL, 0, NULL, 0, 0, NULL},                                         \
-        {CLI_NUMBER,                                                                               \
-         't',                                                                                      \
-         "temperature",                                                                            \
-         "X",                                                                                      \
-         offsetof(type, member.temperature),                                                       \
-         NULL,                                                                                     \
-         0,                                                                                        \
-         100,                                                                                      \
-         "0 always takes the most likely token. This and the next two come from "                  \
-         "generation_config.json unless given."},                                                  \
-        {CLI_COUNT,                                                                                \
-         0,                                                                                        \
-         "top-k",                                                                                  \
-         "N",                                                                                      \
-         offsetof(type, member.top_k),                                                             \
-         NULL,                                                                                     \
-         0,                                                                                        \
-         INT32_MAX,                                                                                \
-         "Draw from the N most likely tokens; 0 is off."},                                         \
-        {CLI_NUMBER,                                                                               \
-         0,                                                                                        \
-         "top-p",                                                                                  \
-         "X",                                                                                      \
-         offsetof(type, member.top_p),                                                             \
-         NULL,                                                                                     \
-         0,                                                                                        \
-         1,                                                                                        \
-         "Draw from the most likely tokens that hold this much probability; 1 is off."},           \
-        {CLI_NUMBER,                                                                               \
-         0,                                                                                        \
-         "min-p",                                                                                  \
-         "X",                                                                                      \
-         offsetof(type, member.min_p),                                                             \
-         "0",                                                                                      \
-         0,                                                                                        \
-         1,                                                                                        \
-         "Drop tokens less likely than X times the most likely one."},                             \
-        {CLI_NUMBER,                                                                               \
-         0,                                                                                        \
-         "repetition-penalty",                                                                     \
-         "X",                                                                                      \
-         offsetof(type, member.repetition_penalty),                                                \
-         NULL,                                                                                     \
-         0.01,                                                                                     \
-         100,                                                                                      \
-         "Above 1: make tokens already seen less likely."},                                        \
-        {CLI_NUMBER,                                                                               \
-         0,                                                                                        \
-         "frequency-penalty",                                                                      \
-         "X",                                                                                      \
-         offsetof(type, member.frequency_penalty),                                                 \
-         "0",                                                                                      \
-         -100,                                                                                     \
-         100,                                                                                      \
-         "Subtract X per occurrence from the logit of a token already seen."},                     \
-        {CLI_NUMBER,                                                                               \
-         0,                                                                                        \
-         "presence-penalty",                                                                       \
-         "X",                                                                                      \
-         offsetof(type, member.presence_penalty),                                                  \
-         "0",                                                                                      \
-         -100,                                                                                     \
-         100,                                                                                      \
-         "Subtract X from the logit of every token already seen."},                                \
-    {                                                                                              \
-        CLI_COUNT, 's', "seed", "N", offsetof(type, member.seed), "0", 0, 9007199254740992.0,      \
-            "The same seed gives the same text."                                                   \
-    }
+    {CLI_NUMBER, 't', "temperature", "X", offsetof(type, member.temperature), NULL, 0, 100,        \
+     "0 always takes the most likely token. This, --top-k, --top-p and "                           \
+     "--repetition-penalty come from generation_config.json unless given."},                       \
+    {CLI_COUNT, 0, "top-k", "N", offsetof(type, member.top_k), NULL, 0, INT32_MAX,                 \
+     "Draw from the N most likely tokens; 0 is off."},                                             \
+    {CLI_NUMBER, 0, "top-p", "X", offsetof(type, member.top_p), NULL, 0, 1,                        \
+     "Draw from the most likely tokens that hold this much probability; 1 is off."},               \
+    {CLI_NUMBER, 0, "min-p", "X", offsetof(type, member.min_p), "0", 0, 1,                         \
+     "Drop tokens less likely than X times the most likely one."},                                 \
+    {CLI_NUMBER, 0, "repetition-penalty", "X", offsetof(type, member.repetition_penalty), NULL,    \
+     0.01, 100, "Above 1: make tokens already seen less likely."},                                 \
+    {CLI_NUMBER, 0, "frequency-penalty", "X", offsetof(type, member.frequency_penalty), "0",       \
+     -100, 100, "Subtract X per occurrence from the logit of a token already seen."},              \
+    {CLI_NUMBER, 0, "presence-penalty", "X", offsetof(type, member.presence_penalty), "0",         \
+     -100, 100, "Subtract X from the logit of every token already seen."},                         \
+    {CLI_COUNT, 's', "seed", "N", offsetof(type, member.seed), "0", 0, 9007199254740992.0,         \
+     "The same seed gives the same text."}
 
 #define CLI_ENGINE_ROWS(type, member)                                                              \
     {CLI_GROUP, 0, "Engine", NULL, 0, NULL, 0, 0, NULL},                                           \
-        {CLI_CHOICE,                                                                               \
-         0,                                                                                        \
-         "attention",                                                                              \
-         "sparse|dense",                                                                           \
-         offsetof(type, member.attention),                                                         \
-         "sparse",                                                                                 \
-         0,                                                                                        \
-         0,                                                                                        \
-         "sparse: as the model was made; dense: every layer reads every key."},                    \
-        {CLI_CHOICE,                                                                               \
-         0,                                                                                        \
-         "dtype",                                                                                  \
-         "bf16|f32|f16",                                                                           \
-         offsetof(type, member.dtype),                                                             \
-         "bf16",                                                                                   \
-         0,                                                                                        \
-         0,                                                                                        \
-         "Type of the activations."},                                                              \
-        {CLI_CHOICE,                                                                               \
-         0,                                                                                        \
-         "cache-dtype",                                                                            \
-         "bf16|f32|fp8",                                                                           \
-         offsetof(type, member.cache_dtype),                                                       \
-         "bf16",                                                                                   \
-         0,                                                                                        \
-         0,                                                                                        \
-         "Type of keys and values in the cache."},                                                 \
-        {CLI_CHOICE,                                                                               \
-         0,                                                                                        \
-         "index-dtype",                                                                            \
-         "bf16|f32|fp8",                                                                           \
-         offsetof(type, member.index_dtype),                                                       \
-         "bf16",                                                                                   \
-         0,                                                                                        \
-         0,                                                                                        \
-         "Type of index keys in the cache."},                                                      \
-        {CLI_COUNT,                                                                                \
-         0,                                                                                        \
-         "chunk",                                                                                  \
-         "N",                                                                                      \
-         offsetof(type, member.chunk_tokens),                                                      \
-         "512",                                                                                    \
-         1,                                                                                        \
-         65536,                                                                                    \
-         "Tokens of a prompt read at a time; does not change the result."},                        \
-    {                                                                                              \
-        CLI_COUNT, 0, "threads", "N", offsetof(type, member.threads), NULL, 1, 1024,               \
-            "Threads; every core this process may use unless given."                               \
-    }
+    {CLI_CHOICE, 0, "attention", "sparse|dense", offsetof(type, member.attention), "sparse", 0, 0, \
+     "sparse: as the model was made; dense: every layer reads every key."},                        \
+    {CLI_CHOICE, 0, "dtype", "bf16|f32|f16", offsetof(type, member.dtype), "bf16", 0, 0,           \
+     "Type of the activations."},                                                                  \
+    {CLI_CHOICE, 0, "cache-dtype", "bf16|f32|fp8", offsetof(type, member.cache_dtype), "bf16",     \
+     0, 0, "Type of keys and values in the cache."},                                               \
+    {CLI_CHOICE, 0, "index-dtype", "bf16|f32|fp8", offsetof(type, member.index_dtype), "bf16",     \
+     0, 0, "Type of index keys in the cache."},                                                    \
+    {CLI_COUNT, 0, "chunk", "N", offsetof(type, member.chunk_tokens), "512", 1, 65536,             \
+     "Tokens of a prompt read at a time."},                                                        \
+    {CLI_COUNT, 0, "threads", "N", offsetof(type, member.threads), NULL, 1, 1024,                  \
+     "Threads; every core this process may use unless given."}
+/* clang-format on */
 
 /* ---- the runtime -------------------------------------------------------------------------- */
 

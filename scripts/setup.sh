@@ -5,7 +5,7 @@
 set -eu
 
 packages="gcc libc6-dev make cmake ninja-build pkg-config libpcre2-dev libutf8proc-dev libdnnl-dev
-libedit-dev libcmocka-dev python3 python3-numpy python3-jinja2 python3-pytest gnuplot-nox"
+libedit-dev libcmocka-dev python3 python3-numpy python3-pytest"
 
 if ! command -v dpkg-query >/dev/null 2>&1; then
     echo "setup: this is no Debian system; install what these packages hold and build with cmake:" >&2
