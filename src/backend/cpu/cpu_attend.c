@@ -11,7 +11,10 @@
 
 #include <string.h>
 
-#define PIECE_TOKENS 128
+/* A piece has at most so many numbers, and fewer where every thread would not get two of them.
+ * Large pieces share a block's keys, and the packing of its values, among more queries. */
+#define PIECE_NUMBERS    (1024 * 16 * 128) /* of O: 8 MiB, 1024 tokens of M3's groups */
+#define MIN_PIECE_TOKENS 16
 
 /* One entry of the sorted list: a token of the piece chose a block. */
 typedef struct {
@@ -30,14 +33,24 @@ typedef struct {
     msa__tile *tiles;
     int64_t n_tiles;
     int64_t token_rows; /* G rounded up to panels */
+    int64_t piece_tokens;
     unsigned char *scratch;
     size_t scratch_bytes; /* of one thread */
 } attend_job;
 
+static int64_t choose_piece(const attend_job *job, int32_t n_threads)
+{
+    const msa_attend_args *args = job->args;
+    int64_t most = PIECE_NUMBERS / (job->token_rows * job->at.head_dim);
+    int64_t piece = msa__ceil_div(args->q.shape[0] * args->blocks.shape[1], 2 * (int64_t)n_threads);
+    if (piece > most) piece = most;
+    return piece < MIN_PIECE_TOKENS ? MIN_PIECE_TOKENS : piece;
+}
+
 static void take_scratch(const attend_job *job, msa__arena *arena, piece_scratch *scratch)
 {
     int64_t n_tokens = job->args->q.shape[0];
-    if (n_tokens > PIECE_TOKENS) n_tokens = PIECE_TOKENS;
+    if (n_tokens > job->piece_tokens) n_tokens = job->piece_tokens;
     int64_t n_choices = n_tokens * job->args->blocks.shape[2];
     msa__attend_scratch_take(&job->at, arena, &scratch->block);
     msa__attend_rows_take(&job->at, arena, n_tokens * job->token_rows, &scratch->rows);
@@ -55,8 +68,9 @@ static size_t lay_out(attend_job *job, const msa_context *ctx, const msa_attend_
     job->at = msa__attention_make(ctx->cpu_kernels, &args->q, &args->kv, &args->out, &args->lse,
                                   args->block_size, args->scale);
     job->token_rows = (job->at.group + MSA__PANEL - 1) / MSA__PANEL * MSA__PANEL;
-    job->tiles = msa__take(&arena, msa__max_tiles(args->q.shape[0], args->kv.n_seqs, PIECE_TOKENS),
-                           sizeof(msa__tile));
+    job->piece_tokens = choose_piece(job, msa__pool_threads(ctx->pool));
+    int64_t max_pieces = msa__max_tiles(args->q.shape[0], args->kv.n_seqs, MIN_PIECE_TOKENS);
+    job->tiles = msa__take(&arena, max_pieces, sizeof(msa__tile));
     take_scratch(job, &one_thread, &scratch);
     job->scratch_bytes = one_thread.used;
     job->scratch = msa__take(&arena, msa__pool_threads(ctx->pool), one_thread.used);
@@ -139,7 +153,8 @@ static void start_tokens(const attend_job *job, const msa__tile *tile,
 /* Tokens choices[0..n) attend to their common block. Keys past a token's position are cut off: only
  * its local block has any. */
 static void visit_block(const attend_job *job, const msa__tile *tile, int32_t head,
-                        const piece_scratch *scratch, const choice *choices, int64_t n)
+                        const piece_scratch *scratch, const choice *choices, int64_t n,
+                        int32_t next_block)
 {
     const msa__attention *at = &job->at;
     int64_t first_key = (int64_t)choices[0].block * at->block_size;
@@ -154,6 +169,7 @@ static void visit_block(const attend_job *job, const msa__tile *tile, int32_t he
             packed = n_keys;
         }
         msa__attend_rows rows = token_rows(job, &scratch->rows, choices[i].token);
+        if (next_block >= 0) msa__attend_prefetch(at, tile->seq, next_block, head, i, n);
         msa__attend_block_rows(at, &scratch->block, &block, &rows, job->token_rows / MSA__PANEL,
                                NULL);
     }
@@ -177,8 +193,8 @@ static void attend_piece(void *arg, int64_t item, int32_t thread)
     start_tokens(job, tile, &queries, &scratch);
     for (int64_t i = 0, end; i < n; i = end) {
         for (end = i + 1; end < n && choices[end].block == choices[i].block;) end++;
-        if (end < n) msa__attend_prefetch(at, tile->seq, choices[end].block, head);
-        visit_block(job, tile, head, &scratch, choices + i, end - i);
+        visit_block(job, tile, head, &scratch, choices + i, end - i,
+                    end < n ? choices[end].block : -1);
     }
     at->kernels->leave();
     for (int32_t t = 0; t < tile->n_tokens; t++) {
@@ -191,7 +207,7 @@ msa_status msa__cpu_attend(msa_context *ctx, const msa_attend_args *args, void *
 {
     attend_job job;
     lay_out(&job, ctx, args, workspace);
-    job.n_tiles = msa__make_tiles(job.tiles, &args->kv, args->cu_seqlens_q, PIECE_TOKENS);
+    job.n_tiles = msa__make_tiles(job.tiles, &args->kv, args->cu_seqlens_q, job.piece_tokens);
     msa__parallel_for(ctx->pool, job.n_tiles * args->blocks.shape[1], attend_piece, &job);
     return MSA_OK;
 }

@@ -133,22 +133,26 @@ void msa__attend_load(const msa__attention *at, const msa__attend_scratch *scrat
     ready->v_finite = masked ? all_finite(at, scratch->v) : 1;
 }
 
-static void fetch_tile(const msa__kv_tile *tile, size_t row_bytes, size_t stride_bytes)
+/* Rows begin..end-1 of a tile. */
+static void fetch_rows(const msa__kv_tile *tile, msa_dtype dtype, int64_t dim, int64_t begin,
+                       int64_t end)
 {
-    for (int32_t i = 0; i < tile->n_tokens; i++) {
-        const unsigned char *row = tile->data + (size_t)i * stride_bytes;
-        for (size_t byte = 0; byte < row_bytes; byte += 128) __builtin_prefetch(row + byte, 0, 2);
+    size_t element = msa_dtype_bytes(dtype), row_bytes = (size_t)dim * element;
+    for (int64_t i = begin; i < end; i++) {
+        const unsigned char *row = tile->data + (size_t)(i * tile->row_stride) * element;
+        for (size_t byte = 0; byte < row_bytes; byte += 64) __builtin_prefetch(row + byte, 0, 2);
     }
 }
 
-void msa__attend_prefetch(const msa__attention *at, int32_t seq, int64_t block, int32_t head)
+void msa__attend_prefetch(const msa__attention *at, int32_t seq, int64_t block, int32_t head,
+                          int64_t part, int64_t n_parts)
 {
     const msa_kv_view *kv = at->kv;
-    size_t k_bytes = msa_dtype_bytes(kv->k.dtype), v_bytes = msa_dtype_bytes(kv->v.dtype);
     msa__kv_tile k = msa__kv_block(kv, &kv->k, seq, block, head, at->block_size);
     msa__kv_tile v = msa__kv_block(kv, &kv->v, seq, block, head, at->block_size);
-    fetch_tile(&k, (size_t)at->head_dim * k_bytes, (size_t)k.row_stride * k_bytes);
-    fetch_tile(&v, (size_t)at->head_dim * v_bytes, (size_t)v.row_stride * v_bytes);
+    int64_t begin = k.n_tokens * part / n_parts, end = k.n_tokens * (part + 1) / n_parts;
+    fetch_rows(&k, kv->k.dtype, at->head_dim, begin, end);
+    fetch_rows(&v, kv->v.dtype, at->head_dim, begin, end);
 }
 
 /* S^T of n_panels panels. */

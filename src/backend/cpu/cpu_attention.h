@@ -88,7 +88,8 @@ void msa__attend_block_rows(const msa__attention *at, const msa__attend_scratch 
 void msa__attend_finish(const msa__attention *at, const msa__attend_rows *rows, int64_t n_rows,
                         const msa__query_rows *queries, int64_t first);
 
-/* Fetch a block's tiles towards the cache. */
-void msa__attend_prefetch(const msa__attention *at, int32_t seq, int64_t block, int32_t head);
+/* Fetch one of n_parts parts of a block's tiles towards the cache. */
+void msa__attend_prefetch(const msa__attention *at, int32_t seq, int64_t block, int32_t head,
+                          int64_t part, int64_t n_parts);
 
 #endif

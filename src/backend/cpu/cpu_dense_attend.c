@@ -15,28 +15,36 @@
 #define LOG2_E 1.44269504088896340736f
 
 #define TILE_NUMBERS     (1024 * 128) /* of O in a tile: half a megabyte of f32 */
-#define SPLIT_ROWS       128          /* a tile of at most so many rows is split */
+#define SPLIT_ROWS       1024         /* a tile of at most so many rows, all heads, is split */
+#define PARTIAL_ROWS     16384        /* of the splits that run together */
 #define SPLIT_MIN_BLOCKS 16
 #define MAX_SPLITS       64
 
 typedef struct {
     msa__attend_scratch block;
-    msa__attend_rows rows;
-    int32_t *begin, *end; /* of the mask */
+    msa__attend_rows rows; /* of a tile and head; in a split the panels of all heads */
+    int32_t *begin, *end;  /* of the mask */
 } tile_scratch;
+
+/* A tile that is split. */
+typedef struct {
+    int64_t tile, n_splits;
+    int64_t first_item;    /* of the wave: splits before it */
+    int64_t first_partial; /* rows before it */
+} split_tile;
 
 typedef struct {
     msa__attention at;
     const msa_dense_attend_args *args;
     msa__tile *tiles;
     int64_t n_tiles, tile_tokens, tile_rows;
-    int64_t *split_tiles; /* tiles that are split, by number */
+    split_tile *split_tiles;
     int64_t n_split_tiles;
     unsigned char *scratch;
     size_t scratch_bytes; /* of one thread */
-    /* partials of a wave: MAX_SPLITS slots of SPLIT_ROWS rows, or more slots of fewer rows */
-    float *partials;
-    int64_t first_pair, n_splits, slot_rows; /* of the wave; a pair is a split tile and a head */
+    float *partials;      /* PARTIAL_ROWS of m, l and O: as many tiles as they hold are a wave */
+    const split_tile *wave;
+    int64_t n_wave;
 } dense_job;
 
 static int64_t padded(int64_t n_rows)
@@ -50,11 +58,6 @@ static void take_scratch(const dense_job *job, msa__arena *arena, tile_scratch *
     msa__attend_rows_take(&job->at, arena, job->tile_rows, &scratch->rows);
     scratch->begin = msa__take(arena, job->tile_rows, sizeof(int32_t));
     scratch->end = msa__take(arena, job->tile_rows, sizeof(int32_t));
-}
-
-static int64_t slot_numbers(const dense_job *job, int64_t n_rows)
-{
-    return n_rows * (job->at.head_dim + 2);
 }
 
 /* Sizes of the workspace; with a base also its pieces. */
@@ -72,10 +75,11 @@ static size_t lay_out(dense_job *job, const msa_context *ctx, const msa_dense_at
     if (job->tile_tokens < 1) job->tile_tokens = 1;
     int64_t most = n_tokens < job->tile_tokens ? n_tokens : job->tile_tokens;
     job->tile_rows = padded(most * group);
+    if (job->tile_rows < SPLIT_ROWS) job->tile_rows = SPLIT_ROWS;
     int64_t max_tiles = msa__max_tiles(n_tokens, args->kv.n_seqs, job->tile_tokens);
     job->tiles = msa__take(&arena, max_tiles, sizeof(msa__tile));
-    job->split_tiles = msa__take(&arena, args->kv.n_seqs, sizeof(int64_t));
-    job->partials = msa__take(&arena, slot_numbers(job, SPLIT_ROWS) * MAX_SPLITS, sizeof(float));
+    job->split_tiles = msa__take(&arena, args->kv.n_seqs, sizeof(split_tile));
+    job->partials = msa__take(&arena, PARTIAL_ROWS * (job->at.head_dim + 2), sizeof(float));
     take_scratch(job, &one_thread, &scratch);
     job->scratch_bytes = one_thread.used;
     job->scratch = msa__take(&arena, msa__pool_threads(ctx->pool), one_thread.used);
@@ -118,13 +122,20 @@ static int64_t nth_block(const block_range *range, int64_t i)
     return i < range->n_sink ? i : range->first + i - range->n_sink;
 }
 
+/* Rows of a tile, each head's padded to panels. */
+static int64_t rows_of_all_heads(const dense_job *job, const msa__tile *tile)
+{
+    return padded(tile->n_tokens * job->at.group) * job->args->kv.k.shape[1];
+}
+
 static int64_t split_count(const dense_job *job, const msa__tile *tile)
 {
     block_range range = visible_blocks(job, tile);
-    int64_t n = n_blocks(&range);
-    if (tile->n_tokens * job->at.group > SPLIT_ROWS || n < 2 * SPLIT_MIN_BLOCKS) return 1;
+    int64_t n = n_blocks(&range), n_rows = rows_of_all_heads(job, tile);
+    if (n_rows > SPLIT_ROWS || n < 2 * SPLIT_MIN_BLOCKS) return 1;
     int64_t n_splits = n / SPLIT_MIN_BLOCKS;
-    return n_splits < MAX_SPLITS ? n_splits : MAX_SPLITS;
+    if (n_splits > MAX_SPLITS) n_splits = MAX_SPLITS;
+    return n_splits < PARTIAL_ROWS / n_rows ? n_splits : PARTIAL_ROWS / n_rows;
 }
 
 /* Fill the mask of the tile's rows for one block; 0 when every row sees all its n_keys keys. */
@@ -180,27 +191,21 @@ static void add_sink_logit(const dense_job *job, int32_t head, const msa__attend
     }
 }
 
-/* The tile's rows, packed and cleared, attend to blocks begin..end-1 of its range. */
-static void attend_blocks(const dense_job *job, const msa__tile *tile, int32_t head,
-                          const tile_scratch *scratch, const msa__attend_rows *rows, int64_t begin,
-                          int64_t end)
+/* The tile's rows of one head, packed and cleared, attend to block i of the tile's range. */
+static void attend_block(const dense_job *job, const msa__tile *tile, const block_range *range,
+                         int64_t i, int32_t head, const tile_scratch *scratch,
+                         const msa__attend_rows *rows)
 {
     const msa__attention *at = &job->at;
-    block_range range = visible_blocks(job, tile);
-    int64_t n_keys_seen = tile->first_position + tile->n_tokens;
-    int64_t n_panels = padded(tile->n_tokens * at->group) / MSA__PANEL;
-    at->kernels->enter();
-    for (int64_t i = begin; i < end; i++) {
-        int64_t b = nth_block(&range, i), left = n_keys_seen - b * at->block_size;
-        int32_t n_keys = left < at->block_size ? (int32_t)left : at->block_size;
-        msa__attend_block block;
-        msa__attend_mask mask;
-        int32_t masked = make_mask(job, tile, b, n_keys, scratch, &mask);
-        if (i + 1 < end) msa__attend_prefetch(at, tile->seq, nth_block(&range, i + 1), head);
-        msa__attend_load(at, &scratch->block, tile->seq, b, head, n_keys, masked, &block);
-        msa__attend_block_rows(at, &scratch->block, &block, rows, n_panels, masked ? &mask : NULL);
-    }
-    at->kernels->leave();
+    int64_t b = nth_block(range, i);
+    int64_t left = tile->first_position + tile->n_tokens - b * at->block_size;
+    int32_t n_keys = left < at->block_size ? (int32_t)left : at->block_size;
+    msa__attend_block block;
+    msa__attend_mask mask;
+    int32_t masked = make_mask(job, tile, b, n_keys, scratch, &mask);
+    msa__attend_load(at, &scratch->block, tile->seq, b, head, n_keys, masked, &block);
+    msa__attend_block_rows(at, &scratch->block, &block, rows,
+                           padded(tile->n_tokens * at->group) / MSA__PANEL, masked ? &mask : NULL);
 }
 
 static void finish_tile(const dense_job *job, const msa__tile *tile, int32_t head,
@@ -230,65 +235,85 @@ static void run_tile(void *arg, int64_t item, int32_t thread)
     pack_tile(job, tile, head, &scratch, scratch.rows.q);
     msa__attend_rows_clear(&job->at, &scratch.rows, padded(tile->n_tokens * job->at.group));
     add_sink_logit(job, head, &scratch.rows, tile->n_tokens * job->at.group);
-    attend_blocks(job, tile, head, &scratch, &scratch.rows, 0, n_blocks(&range));
+    job->at.kernels->enter();
+    for (int64_t i = 0, n = n_blocks(&range); i < n; i++) {
+        if (i + 1 < n) {
+            msa__attend_prefetch(&job->at, tile->seq, nth_block(&range, i + 1), head, 0, 1);
+        }
+        attend_block(job, tile, &range, i, head, &scratch, &scratch.rows);
+    }
+    job->at.kernels->leave();
     finish_tile(job, tile, head, &scratch.rows);
 }
 
-/* State of one split of a pair, its partial. */
-static msa__attend_rows partial_rows(const dense_job *job, int64_t slot, unsigned char *q)
+/* The partial of a split and head: its m, l and O. */
+static msa__attend_rows partial_rows(const dense_job *job, const split_tile *splits, int64_t split,
+                                     int32_t head)
 {
-    float *base = job->partials + slot * slot_numbers(job, job->slot_rows);
-    return (msa__attend_rows){q, base, base + job->slot_rows, base + 2 * job->slot_rows};
+    const msa__tile *tile = &job->tiles[splits->tile];
+    int64_t n_rows = padded(tile->n_tokens * job->at.group);
+    int64_t first = splits->first_partial + (split * job->args->kv.k.shape[1] + head) * n_rows;
+    float *base = job->partials + first * (job->at.head_dim + 2);
+    return (msa__attend_rows){NULL, base, base + n_rows, base + 2 * n_rows};
 }
 
-static const msa__tile *tile_of_pair(const dense_job *job, int64_t pair, int32_t *head)
+/* The split tile of the wave that an item belongs to. */
+static const split_tile *find_split(const dense_job *job, int64_t item)
 {
-    int32_t n_heads = (int32_t)job->args->kv.k.shape[1];
-    *head = (int32_t)(pair % n_heads);
-    return &job->tiles[job->split_tiles[pair / n_heads]];
+    const split_tile *at = job->wave;
+    while (at + 1 < job->wave + job->n_wave && at[1].first_item <= item) at++;
+    return at;
 }
 
 static void run_split(void *arg, int64_t item, int32_t thread)
 {
     const dense_job *job = arg;
-    int32_t head;
-    int64_t split = item % job->n_splits;
-    const msa__tile *tile = tile_of_pair(job, job->first_pair + item / job->n_splits, &head);
-    int64_t n_splits = split_count(job, tile);
-    if (split >= n_splits) return;
+    const split_tile *splits = find_split(job, item);
+    const msa__tile *tile = &job->tiles[splits->tile];
+    int32_t n_heads = (int32_t)job->args->kv.k.shape[1];
+    int64_t split = item - splits->first_item, n_rows = tile->n_tokens * job->at.group;
     tile_scratch scratch;
     begin_item(job, thread, &scratch);
+    size_t head_bytes = (size_t)(padded(n_rows) / MSA__PANEL) * msa__panel_bytes(&job->at);
+    for (int32_t head = 0; head < n_heads; head++) {
+        msa__attend_rows rows = partial_rows(job, splits, split, head);
+        pack_tile(job, tile, head, &scratch, scratch.rows.q + (size_t)head * head_bytes);
+        msa__attend_rows_clear(&job->at, &rows, padded(n_rows));
+        if (split == 0) add_sink_logit(job, head, &rows, n_rows);
+    }
     block_range range = visible_blocks(job, tile);
-    int64_t n = n_blocks(&range);
-    msa__attend_rows rows = partial_rows(job, item, scratch.rows.q);
-    pack_tile(job, tile, head, &scratch, rows.q);
-    msa__attend_rows_clear(&job->at, &rows, padded(tile->n_tokens * job->at.group));
-    if (split == 0) add_sink_logit(job, head, &rows, tile->n_tokens * job->at.group);
-    attend_blocks(job, tile, head, &scratch, &rows, n * split / n_splits,
-                  n * (split + 1) / n_splits);
+    int64_t n = n_blocks(&range), end = n * (split + 1) / splits->n_splits;
+    job->at.kernels->enter();
+    for (int64_t i = n * split / splits->n_splits; i < end; i++) {
+        for (int32_t head = 0; head < n_heads; head++) {
+            msa__attend_rows rows = partial_rows(job, splits, split, head);
+            rows.q = scratch.rows.q + (size_t)head * head_bytes;
+            attend_block(job, tile, &range, i, head, &scratch, &rows);
+        }
+    }
+    job->at.kernels->leave();
 }
 
-/* (M12) in units of log2: the partial of split s flows into that of split 0. */
-static void merge_pair(void *arg, int64_t item, int32_t thread)
+/* (M12) in units of log2: the partials of a head flow into that of split 0. */
+static void merge_splits(void *arg, int64_t item, int32_t thread)
 {
     const dense_job *job = arg;
-    int32_t head;
-    const msa__tile *tile = tile_of_pair(job, job->first_pair + item, &head);
-    int64_t n_splits = split_count(job, tile), n_rows = tile->n_tokens * job->at.group;
-    int64_t dim = job->at.head_dim;
-    msa__attend_rows into = partial_rows(job, item * job->n_splits, NULL);
+    int32_t n_heads = (int32_t)job->args->kv.k.shape[1], head = (int32_t)(item % n_heads);
+    const split_tile *splits = &job->wave[item / n_heads];
+    const msa__tile *tile = &job->tiles[splits->tile];
+    int64_t dim = job->at.head_dim, n_rows = tile->n_tokens * job->at.group;
+    msa__attend_rows into = partial_rows(job, splits, 0, head);
     (void)thread;
     for (int64_t i = 0; i < n_rows; i++) {
-        float m = into.m[i];
-        for (int64_t s = 1; s < n_splits; s++) {
-            float m_s = partial_rows(job, item * job->n_splits + s, NULL).m[i];
+        float m = into.m[i], sum = 0, *o = into.o + i * dim;
+        for (int64_t s = 1; s < splits->n_splits; s++) {
+            float m_s = partial_rows(job, splits, s, head).m[i];
             if (m_s > m) m = m_s;
         }
         if (m == -INFINITY) m = 0.0f; /* nothing seen: every weight is exp2(-inf) = 0 */
-        float sum = 0;
-        for (int64_t s = 0; s < n_splits; s++) {
-            msa__attend_rows part = partial_rows(job, item * job->n_splits + s, NULL);
-            float weight = exp2f(part.m[i] - m), *o = into.o + i * dim;
+        for (int64_t s = 0; s < splits->n_splits; s++) {
+            msa__attend_rows part = partial_rows(job, splits, s, head);
+            float weight = exp2f(part.m[i] - m);
             sum += weight * part.l[i];
             for (int64_t d = 0; d < dim; d++) {
                 o[d] = (s ? o[d] : 0.0f) + weight * part.o[i * dim + d];
@@ -300,25 +325,23 @@ static void merge_pair(void *arg, int64_t item, int32_t thread)
     finish_tile(job, tile, head, &into);
 }
 
-/* As many pairs at a time as the partials hold. */
-static void run_splits(msa_context *ctx, dense_job *job)
+/* Split tiles first.. that the partials hold together, at least one; returns the end. */
+static int64_t make_wave(dense_job *job, int64_t first, int64_t *n_items)
 {
-    int64_t rows = 0;
-    job->n_splits = 1;
-    for (int64_t i = 0; i < job->n_split_tiles; i++) {
-        const msa__tile *tile = &job->tiles[job->split_tiles[i]];
-        int64_t n_splits = split_count(job, tile), n_rows = padded(tile->n_tokens * job->at.group);
-        if (n_splits > job->n_splits) job->n_splits = n_splits;
-        if (n_rows > rows) rows = n_rows;
+    int64_t n_rows = 0, i = first;
+    *n_items = 0;
+    for (; i < job->n_split_tiles; i++) {
+        split_tile *splits = &job->split_tiles[i];
+        int64_t rows = splits->n_splits * rows_of_all_heads(job, &job->tiles[splits->tile]);
+        if (i > first && n_rows + rows > PARTIAL_ROWS) break;
+        splits->first_item = *n_items;
+        splits->first_partial = n_rows;
+        *n_items += splits->n_splits;
+        n_rows += rows;
     }
-    job->slot_rows = rows;
-    int64_t n_pairs = job->n_split_tiles * job->args->kv.k.shape[1];
-    int64_t wave = n_pairs ? SPLIT_ROWS * MAX_SPLITS / (rows * job->n_splits) : 1;
-    for (job->first_pair = 0; job->first_pair < n_pairs; job->first_pair += wave) {
-        int64_t n = n_pairs - job->first_pair < wave ? n_pairs - job->first_pair : wave;
-        msa__parallel_for(ctx->pool, n * job->n_splits, run_split, job);
-        msa__parallel_for(ctx->pool, n, merge_pair, job);
-    }
+    job->wave = job->split_tiles + first;
+    job->n_wave = i - first;
+    return i;
 }
 
 msa_status msa__cpu_dense_attend(msa_context *ctx, const msa_dense_attend_args *args,
@@ -328,11 +351,16 @@ msa_status msa__cpu_dense_attend(msa_context *ctx, const msa_dense_attend_args *
     lay_out(&job, ctx, args, workspace);
     job.n_tiles = msa__make_tiles(job.tiles, &args->kv, args->cu_seqlens_q, job.tile_tokens);
     for (int64_t i = 0; i < job.n_tiles; i++) {
-        if (split_count(&job, &job.tiles[i]) > 1) job.split_tiles[job.n_split_tiles++] = i;
+        int64_t n_splits = split_count(&job, &job.tiles[i]);
+        if (n_splits > 1) job.split_tiles[job.n_split_tiles++] = (split_tile){i, n_splits, 0, 0};
     }
     if (job.n_split_tiles < job.n_tiles) {
         msa__parallel_for(ctx->pool, job.n_tiles * args->kv.k.shape[1], run_tile, &job);
     }
-    run_splits(ctx, &job);
+    for (int64_t i = 0, n_items; i < job.n_split_tiles;) {
+        i = make_wave(&job, i, &n_items);
+        msa__parallel_for(ctx->pool, n_items, run_split, &job);
+        msa__parallel_for(ctx->pool, job.n_wave * args->kv.k.shape[1], merge_splits, &job);
+    }
     return MSA_OK;
 }

@@ -49,11 +49,37 @@ void msa__avx512_pack_rows_f32(float *panels, const void *src, msa_dtype dtype, 
     }
 }
 
+/* 32 rows of bf16 as pairs, 32 columns (two panels) at a time: whole lines are read, and two
+ * streams written. Panels often lie 4 KiB apart; writing all of them in turn would collide in the
+ * cache. */
+static void pack_32_rows_bf16(uint16_t *panels, const uint16_t *src, int64_t ld, int64_t k,
+                              int64_t n)
+{
+    const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+    const __m512i high = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+    for (int64_t j = 0; j < n; j += 2 * MSA__PANEL) {
+        uint16_t *first = panels + j * k, *second = first + MSA__PANEL * k;
+        for (int64_t l = 0; l < 32; l += 2) {
+            __m512i a = _mm512_loadu_si512(src + l * ld + j);
+            __m512i b = _mm512_loadu_si512(src + (l + 1) * ld + j);
+            __m512i lo = _mm512_unpacklo_epi16(a, b), hi = _mm512_unpackhi_epi16(a, b);
+            _mm512_storeu_si512(first + l * MSA__PANEL, _mm512_permutex2var_epi64(lo, low, hi));
+            _mm512_storeu_si512(second + l * MSA__PANEL, _mm512_permutex2var_epi64(lo, high, hi));
+        }
+    }
+}
+
 void msa__avx512_pack_rows_bf16(uint16_t *panels, const void *src, msa_dtype dtype, int64_t ld,
                                 int64_t n_rows, int64_t k, int64_t n)
 {
-    int64_t k_even = k + (k & 1);
-    for (int64_t l = 0; l < k; l += 2) {
+    int64_t k_even = k + (k & 1), done = 0;
+    if (dtype == MSA_DTYPE_BF16 && n % (2 * MSA__PANEL) == 0) {
+        for (; done + 32 <= n_rows && done + 32 <= k; done += 32) {
+            pack_32_rows_bf16(panels + done * MSA__PANEL, (const uint16_t *)src + done * ld, ld,
+                              k_even, n);
+        }
+    }
+    for (int64_t l = done; l < k; l += 2) {
         __mmask16 even_mask = l < n_rows ? 0xffff : 0;
         __mmask16 odd_mask = l + 1 < k && l + 1 < n_rows ? 0xffff : 0;
         for (int64_t j = 0; j < n; j += MSA__PANEL) {
