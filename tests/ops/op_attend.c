@@ -214,6 +214,23 @@ static void test_dense_cases(void **state)
     for_each_case(check_dense_case, &n_cases);
 }
 
+/* One KV head, a prompt of many tiles, enough blocks to be cut into splits. */
+static void test_dense_tiles_of_one_head(void **state)
+{
+    (void)state;
+    static const dense_option plain = {0};
+    problem_spec spec = case_named("typical");
+    spec.n_seqs = spec.n_lens = 1;
+    spec.q_lens[0] = 200;
+    spec.kv_lens[0] = 600;
+    spec.n_q_heads = 16;
+    spec.n_kv_heads = 1;
+    spec.head_dim = 128;
+    problem *p = problem_create(&spec, 5);
+    check_dense_option(p, &plain);
+    problem_free(p);
+}
+
 /* ---- merge ----------------------------------------------------------------------------------- */
 
 enum { MERGE_TOKENS = 9, MERGE_HEADS = 3, MERGE_DIM = 48 };
@@ -445,6 +462,7 @@ int main(void)
         cmocka_unit_test(test_attend_with_a_hot_block),
         cmocka_unit_test(test_heads_outside_tokens),
         cmocka_unit_test(test_dense_cases),
+        cmocka_unit_test(test_dense_tiles_of_one_head),
         cmocka_unit_test(test_merge),
         cmocka_unit_test(test_append_cases),
         cmocka_unit_test(test_append_rounds_like_the_scalar_conversions),

@@ -78,7 +78,7 @@ static size_t lay_out(dense_job *job, const msa_context *ctx, const msa_dense_at
     if (job->tile_rows < SPLIT_ROWS) job->tile_rows = SPLIT_ROWS;
     int64_t max_tiles = msa__max_tiles(n_tokens, args->kv.n_seqs, job->tile_tokens);
     job->tiles = msa__take(&arena, max_tiles, sizeof(msa__tile));
-    job->split_tiles = msa__take(&arena, args->kv.n_seqs, sizeof(split_tile));
+    job->split_tiles = msa__take(&arena, max_tiles, sizeof(split_tile));
     job->partials = msa__take(&arena, PARTIAL_ROWS * (job->at.head_dim + 2), sizeof(float));
     take_scratch(job, &one_thread, &scratch);
     job->scratch_bytes = one_thread.used;
