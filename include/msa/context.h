@@ -24,15 +24,16 @@ typedef struct msa_context_args {
     uint32_t struct_size;
     uint32_t flags;
     const msa_allocator *allocator; /* NULL: the C library's; copied */
-    const char *backend;            /* "ref" or "cpu"; NULL: MSA_BACKEND, then "cpu" */
+    const char *backend;            /* "ref", "cpu" or "cuda"; NULL: MSA_BACKEND, then "cpu" */
     const char *cpu_isa; /* "generic", "avx2", "avx512", "amx", "neon"; NULL: MSA_CPU_ISA, then best */
     int32_t n_threads;   /* 0: MSA_THREADS, then every core this process may use */
-    int32_t reserved;
+    int32_t device;      /* "cuda": which device */
+    void *stream;        /* "cuda": a CUstream to work on, retained; NULL: one of its own */
 } msa_context_args;
 
 static inline void msa_context_args_init(msa_context_args *args)
 {
-    static const msa_context_args zero = {0, 0, NULL, NULL, NULL, 0, 0};
+    static const msa_context_args zero = {0, 0, NULL, NULL, NULL, 0, 0, NULL};
     *args = zero;
     args->struct_size = (uint32_t)sizeof(*args);
 }
@@ -49,7 +50,7 @@ MSA_API MSA_CHECK_RESULT msa_status msa_context_create(msa_context **out,
 MSA_API void msa_context_destroy(msa_context *ctx); /* NULL is allowed */
 
 MSA_API int32_t msa_context_threads(const msa_context *ctx);
-MSA_API const char *msa_context_backend(const msa_context *ctx); /* "ref", "cpu" */
+MSA_API const char *msa_context_backend(const msa_context *ctx); /* "ref", "cpu", "cuda" */
 MSA_API const char *msa_context_isa(const msa_context *ctx);     /* "amx", …; "scalar" for ref */
 
 /* Name of the i-th ISA path compiled in, best first, NULL past the end; *usable tells whether this

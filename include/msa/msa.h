@@ -3,6 +3,7 @@
  * status.h     result codes and the last error message
  * tensor.h     dtypes and array views
  * context.h    backend, threads, allocator
+ * memory.h     memory of the context's device
  * attention.h  select, attend, dense attend, merge, cache append
  * cache.h      the paged K, V and index-K pool
  * layer.h      norms, RoPE, linear, MoE, sampling
@@ -10,7 +11,7 @@
  * model.h      model folders, tokenizer, chat prompts
  * engine.h     engine and sessions
  *
- * The first six are libmsa (needs libc and libm only); the others are libmsa_engine.
+ * The first seven are libmsa (needs libc and libm only); the others are libmsa_engine.
  *
  * Sparse attention of one decode step:
  *
@@ -33,6 +34,7 @@
 #include "msa/context.h"
 #include "msa/engine.h"
 #include "msa/layer.h"
+#include "msa/memory.h"
 #include "msa/model.h"
 #include "msa/safetensors.h"
 #include "msa/status.h"

@@ -65,12 +65,12 @@ static msa_status check_args(const msa__check *at, msa_attend_args *args)
                            .block_size = args->block_size};
     MSA_TRY(msa__check_kv(at, &args->kv, args->cu_seqlens_q, &shape));
     MSA_TRY(msa__check_attend_outputs(at, q, &args->out, &args->lse));
-    return at->running ? check_rows(at, args) : MSA_OK;
+    return msa__can_read(at) ? check_rows(at, args) : MSA_OK;
 }
 
 msa_status msa_attend_plan(msa_context *ctx, const msa_attend_args *caller_args, msa_plan *plan)
 {
-    const msa__check at = {"attend", 0};
+    msa__check at = {.op = "attend", .running = 0};
     msa_attend_args args;
     MSA_TRY(msa__check_call(&at, ctx, &args, sizeof(args), caller_args));
     MSA_TRY(msa__check_plan(&at, plan));
@@ -82,7 +82,7 @@ msa_status msa_attend_plan(msa_context *ctx, const msa_attend_args *caller_args,
 msa_status msa_attend(msa_context *ctx, const msa_plan *plan, const msa_attend_args *caller_args,
                       void *workspace, size_t workspace_bytes)
 {
-    const msa__check at = {"attend", 1};
+    msa__check at = {.op = "attend", .running = 1};
     msa_attend_args args;
     MSA_TRY(msa__check_call(&at, ctx, &args, sizeof(args), caller_args));
     MSA_TRY(check_args(&at, &args));

@@ -29,7 +29,7 @@ static msa_status check_args(const msa__check *at, msa_attend_merge_args *args)
 
 msa_status msa_attend_merge(msa_context *ctx, const msa_attend_merge_args *caller_args)
 {
-    const msa__check at = {"attend_merge", 1};
+    msa__check at = {.op = "attend_merge", .running = 1};
     msa_attend_merge_args args;
     MSA_TRY(msa__check_call(&at, ctx, &args, sizeof(args), caller_args));
     MSA_TRY(check_args(&at, &args));

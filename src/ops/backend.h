@@ -11,12 +11,27 @@
 #include "base/threads.h"
 #include "msa/layer.h"
 
+/* Directions of memory_copy. */
+enum { MSA__COPY_UPLOAD, MSA__COPY_DOWNLOAD, MSA__COPY_INSIDE };
+
 typedef struct msa__backend {
     const char *name;
 
-    /* Per-context state: choose the ISA path (isa == NULL: the best one). */
-    msa_status (*open)(msa_context *ctx, const char *isa);
+    /* 1: tensors and arrays of operator arguments lie in the backend's own memory, whose contents
+     * the host does not read: host-side argument checks stop at shapes, dtypes and pointers. */
+    int32_t device_memory;
+
+    /* Per-context state: a host backend chooses its ISA path, a device backend its device. */
+    msa_status (*open)(msa_context *ctx, const msa_context_args *args);
+    void (*close)(msa_context *ctx); /* NULL: nothing to close */
     const char *(*isa)(const msa_context *ctx);
+
+    /* Memory of a device backend, see msa/memory.h; NULL for host backends. */
+    msa_status (*memory_alloc)(msa_context *ctx, size_t bytes, void **out);
+    void (*memory_free)(msa_context *ctx, void *ptr);
+    msa_status (*memory_copy)(msa_context *ctx, void *dst, const void *src, size_t bytes,
+                              int32_t kind);
+    msa_status (*synchronize)(msa_context *ctx);
 
     size_t (*select_workspace)(const msa_context *ctx, const msa_select_args *args);
     msa_status (*select)(msa_context *ctx, const msa_select_args *args, void *workspace);
@@ -44,6 +59,12 @@ typedef struct msa__backend {
 extern const msa__backend msa__ref_backend;
 extern const msa__backend msa__cpu_backend;
 
+/* The CUDA backend lives in libmsa_cuda.so, opened when a context first asks for it; it exports one
+ * function that returns its table. MSA__BACKEND_ABI changes with this header. */
+#define MSA__BACKEND_ABI 1
+typedef const msa__backend *(*msa__backend_entry)(int32_t abi);
+msa_status msa__cuda_backend(const msa__backend **out);
+
 struct msa__cpu_kernels;
 
 struct msa_context {
@@ -51,6 +72,7 @@ struct msa_context {
     const msa__backend *backend;
     msa__pool *pool;
     const struct msa__cpu_kernels *cpu_kernels; /* set by the cpu backend's open */
+    void *device_state;                         /* set by a device backend's open */
 };
 
 #endif

@@ -28,7 +28,7 @@ struct msa_cache {
     int32_t *page_tables; /* [max_seqs, n_pages], touched as sequences grow */
 };
 
-static const msa__check at_create = {"cache_create", 1};
+static const msa__check at_create = {.op = "cache_create", .running = 1};
 
 /* ---- create and destroy --------------------------------------------------------------------- */
 
@@ -126,7 +126,8 @@ msa_status msa_cache_create(msa_cache **out, msa_context *ctx, const msa_cache_a
     if (!out) return MSA_FAIL(MSA_EINVAL, "cache_create: out = NULL, must be a pointer");
     *out = NULL;
     msa_cache_args args;
-    MSA_TRY(msa__check_call(&at_create, ctx, &args, sizeof(args), caller_args));
+    msa__check at = at_create;
+    MSA_TRY(msa__check_call(&at, ctx, &args, sizeof(args), caller_args));
     MSA_TRY(check_args(&args));
     msa_cache *cache = ctx->allocator.alloc(ctx->allocator.user, sizeof(*cache), 64);
     if (!cache) return MSA_FAIL(MSA_ENOMEM, "cache_create: no memory for the cache");
@@ -213,7 +214,7 @@ msa_status msa_cache_close(msa_cache *cache, int32_t seq)
 
 msa_status msa_cache_truncate(msa_cache *cache, int32_t seq, int64_t n_tokens)
 {
-    const msa__check at = {"cache_truncate", 1};
+    msa__check at = {.op = "cache_truncate", .running = 1};
     cache_seq *s;
     MSA_TRY(find_seq(at.op, cache, seq, &s));
     MSA_TRY(msa__check_range(&at, "n_tokens", n_tokens, 0, s->length));
@@ -223,7 +224,7 @@ msa_status msa_cache_truncate(msa_cache *cache, int32_t seq, int64_t n_tokens)
 
 msa_status msa_cache_extend(msa_cache *cache, int32_t seq, int64_t n_tokens)
 {
-    const msa__check at = {"cache_extend", 1};
+    msa__check at = {.op = "cache_extend", .running = 1};
     cache_seq *s;
     MSA_TRY(find_seq(at.op, cache, seq, &s));
     MSA_TRY(msa__check_range(&at, "n_tokens", n_tokens, 0, INT32_MAX - s->length));
@@ -303,7 +304,7 @@ msa_status msa_cache_view(const msa_cache *cache, int32_t layer, const int32_t *
                           int32_t n_seqs, int32_t *table, int64_t table_stride, int32_t *kv_lens,
                           msa_kv_view *view)
 {
-    const msa__check at = {"cache_view", 1};
+    msa__check at = {.op = "cache_view", .running = 1};
     if (!cache) return MSA_FAIL(MSA_EINVAL, "%s: cache = NULL, must be a pointer", at.op);
     MSA_TRY(msa__check_range(&at, "layer", layer, 0, cache->args.n_layers - 1));
     MSA_TRY(msa__check_range(&at, "n_seqs", n_seqs, 1, INT32_MAX - 1));

@@ -2,14 +2,16 @@
 #include "ops/check.h"
 
 #include "base/args.h"
+#include "ops/backend.h"
 
 #include <math.h>
 #include <stdio.h>
 
-msa_status msa__check_call(const msa__check *at, const msa_context *ctx, void *ours,
-                           size_t our_size, const void *args)
+msa_status msa__check_call(msa__check *at, const msa_context *ctx, void *ours, size_t our_size,
+                           const void *args)
 {
     if (!ctx) return MSA_FAIL(MSA_EINVAL, "%s: ctx = NULL, must be a pointer", at->op);
+    at->device = ctx->backend->device_memory;
     return msa__args_copy(at->op, ours, our_size, args);
 }
 
@@ -184,7 +186,7 @@ msa_status msa__check_offsets(const msa__check *at, const char *name, const int3
                               int32_t n_seqs, int64_t end, int32_t exact)
 {
     MSA_TRY(msa__check_array(at, name, cu, sizeof(*cu)));
-    if (!at->running) return MSA_OK;
+    if (!msa__can_read(at)) return MSA_OK;
     if (cu[0] != 0) {
         return MSA_FAIL(MSA_EINVAL, "%s: %s[0] = %d, must be 0", at->op, name, cu[0]);
     }

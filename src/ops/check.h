@@ -26,7 +26,14 @@ enum {
 typedef struct msa__check {
     const char *op;
     int32_t running; /* 0: planning, data pointers and array contents are ignored */
+    int32_t device;  /* 1: arrays lie in device memory, their contents cannot be looked at */
 } msa__check;
+
+/* Contents of the caller's arrays can be checked. */
+static inline int msa__can_read(const msa__check *at)
+{
+    return at->running && !at->device;
+}
 
 /* Sets of dtypes a tensor may have: bit `dtype`, by the values of MSA_DTYPE_MAP. */
 #define MSA__DTYPES_F32    0x01u
@@ -37,8 +44,8 @@ typedef struct msa__check {
 #define MSA__DTYPES_I32    0x20u
 
 /* Start of every operator: the context is there, and *ours holds the caller's arguments. */
-msa_status msa__check_call(const msa__check *at, const msa_context *ctx, void *ours,
-                           size_t our_size, const void *args);
+msa_status msa__check_call(msa__check *at, const msa_context *ctx, void *ours, size_t our_size,
+                           const void *args);
 
 /* An optional tensor that the caller left out: no data, and while planning no shape either. */
 static inline int msa__is_absent(const msa__check *at, const msa_tensor *t)

@@ -109,13 +109,16 @@ msa_status msa__check_kv(const msa__check *at, msa_kv_view *kv, const int32_t *c
     if (kv->cu_seqlens_k) {
         MSA_TRY(
             msa__check_offsets(at, "kv.cu_seqlens_k", kv->cu_seqlens_k, kv->n_seqs, n_units, 0));
-        if (!kv->kv_lens) return check_lengths(at, kv, cu_seqlens_q);
     }
-    MSA_TRY(msa__check_array(at, "kv.kv_lens", kv->kv_lens, sizeof(*kv->kv_lens)));
+    if (kv->page_table || kv->kv_lens) {
+        MSA_TRY(msa__check_array(at, "kv.kv_lens", kv->kv_lens, sizeof(*kv->kv_lens)));
+    }
+    if (kv->page_table) {
+        MSA_TRY(msa__check_array(at, "kv.page_table", kv->page_table, sizeof(*kv->page_table)));
+    }
+    if (!msa__can_read(at)) return MSA_OK;
     MSA_TRY(check_lengths(at, kv, cu_seqlens_q));
-    if (!kv->page_table) return MSA_OK;
-    MSA_TRY(msa__check_array(at, "kv.page_table", kv->page_table, sizeof(*kv->page_table)));
-    return check_page_table(at, kv, n_units, shape->block_size);
+    return kv->page_table ? check_page_table(at, kv, n_units, shape->block_size) : MSA_OK;
 }
 
 msa_status msa__check_groups(const msa__check *at, const char *q_name, int64_t n_q_heads,

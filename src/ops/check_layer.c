@@ -91,7 +91,7 @@ msa_status msa__check_ids(const msa__check *at, const int32_t *ids, int64_t n_id
                           const char *meaning)
 {
     MSA_TRY(msa__check_array(at, "ids", ids, sizeof(*ids)));
-    if (!at->running) return MSA_OK;
+    if (!msa__can_read(at)) return MSA_OK;
     for (int64_t i = 0; i < n_ids; i++) {
         if (ids[i] < 0 || ids[i] >= n) {
             return MSA_FAIL(MSA_EINVAL, "%s: ids[%lld] = %d, must be 0..%lld (%s)", at->op,

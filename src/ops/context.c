@@ -17,7 +17,8 @@ static msa_status find_backend(const char *name, const msa__backend **out)
             return MSA_OK;
         }
     }
-    return MSA_FAIL(MSA_EINVAL, "context: backend = %.32s, must be cpu or ref", name);
+    if (!strcmp(name, "cuda")) return msa__cuda_backend(out);
+    return MSA_FAIL(MSA_EINVAL, "context: backend = %.32s, must be cpu, cuda or ref", name);
 }
 
 static msa_status choose_threads(int32_t asked, int32_t *n_threads)
@@ -54,7 +55,7 @@ msa_status msa_context_create(msa_context **out, const msa_context_args *caller_
     memset(ctx, 0, sizeof(*ctx));
     ctx->allocator = *allocator;
     ctx->backend = backend;
-    msa_status status = backend->open(ctx, args.cpu_isa);
+    msa_status status = backend->open(ctx, &args);
     if (status == MSA_OK) status = msa__pool_create(&ctx->pool, &ctx->allocator, n_threads);
     if (status != MSA_OK) {
         msa_context_destroy(ctx);
@@ -68,6 +69,7 @@ void msa_context_destroy(msa_context *ctx)
 {
     if (!ctx) return;
     msa__pool_destroy(ctx->pool);
+    if (ctx->backend->close) ctx->backend->close(ctx);
     msa_allocator allocator = ctx->allocator;
     allocator.free(allocator.user, ctx, sizeof(*ctx));
 }

@@ -17,8 +17,9 @@ static msa_status check_window(const msa__check *at, const msa_dense_attend_args
 /* A logit is a number; -inf stands for no sink. */
 static msa_status check_sink_logit(const msa__check *at, const msa_dense_attend_args *args)
 {
-    if (!at->running || !args->sink_logit) return MSA_OK;
+    if (!args->sink_logit) return MSA_OK;
     MSA_TRY(msa__check_array(at, "sink_logit", args->sink_logit, sizeof(*args->sink_logit)));
+    if (!msa__can_read(at)) return MSA_OK;
     for (int64_t h = 0; h < args->q.shape[1]; h++) {
         if (args->sink_logit[h] < INFINITY) continue;
         return MSA_FAIL(MSA_EINVAL, "%s: sink_logit[%lld] = %g, must be finite or -inf", at->op,
@@ -54,7 +55,7 @@ static msa_status check_args(const msa__check *at, msa_dense_attend_args *args)
 msa_status msa_dense_attend_plan(msa_context *ctx, const msa_dense_attend_args *caller_args,
                                  msa_plan *plan)
 {
-    const msa__check at = {"dense_attend", 0};
+    msa__check at = {.op = "dense_attend", .running = 0};
     msa_dense_attend_args args;
     MSA_TRY(msa__check_call(&at, ctx, &args, sizeof(args), caller_args));
     MSA_TRY(msa__check_plan(&at, plan));
@@ -67,7 +68,7 @@ msa_status msa_dense_attend(msa_context *ctx, const msa_plan *plan,
                             const msa_dense_attend_args *caller_args, void *workspace,
                             size_t workspace_bytes)
 {
-    const msa__check at = {"dense_attend", 1};
+    msa__check at = {.op = "dense_attend", .running = 1};
     msa_dense_attend_args args;
     MSA_TRY(msa__check_call(&at, ctx, &args, sizeof(args), caller_args));
     MSA_TRY(check_args(&at, &args));

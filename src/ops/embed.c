@@ -15,7 +15,7 @@ static msa_status check_args(const msa__check *at, const msa_embed_args *args)
 
 msa_status msa_embed(msa_context *ctx, const msa_embed_args *caller_args)
 {
-    const msa__check at = {"embed", 1};
+    msa__check at = {.op = "embed", .running = 1};
     msa_embed_args args;
     MSA_TRY(msa__check_call(&at, ctx, &args, sizeof(args), caller_args));
     MSA_TRY(check_args(&at, &args));

@@ -52,7 +52,7 @@ static msa_status check_args(const msa__check *at, msa_kv_append_args *args)
 
 msa_status msa_kv_append(msa_context *ctx, const msa_kv_append_args *caller_args)
 {
-    const msa__check at = {"kv_append", 1};
+    msa__check at = {.op = "kv_append", .running = 1};
     msa_kv_append_args args;
     MSA_TRY(msa__check_call(&at, ctx, &args, sizeof(args), caller_args));
     MSA_TRY(check_args(&at, &args));

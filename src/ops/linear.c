@@ -17,7 +17,7 @@ static msa_status check_args(const msa__check *at, const msa_linear_args *args)
 
 msa_status msa_linear_plan(msa_context *ctx, const msa_linear_args *caller_args, msa_plan *plan)
 {
-    const msa__check at = {"linear", 0};
+    msa__check at = {.op = "linear", .running = 0};
     msa_linear_args args;
     MSA_TRY(msa__check_call(&at, ctx, &args, sizeof(args), caller_args));
     MSA_TRY(msa__check_plan(&at, plan));
@@ -29,7 +29,7 @@ msa_status msa_linear_plan(msa_context *ctx, const msa_linear_args *caller_args,
 msa_status msa_linear(msa_context *ctx, const msa_plan *plan, const msa_linear_args *caller_args,
                       void *workspace, size_t workspace_bytes)
 {
-    const msa__check at = {"linear", 1};
+    msa__check at = {.op = "linear", .running = 1};
     msa_linear_args args;
     MSA_TRY(msa__check_call(&at, ctx, &args, sizeof(args), caller_args));
     MSA_TRY(check_args(&at, &args));

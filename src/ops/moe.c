@@ -64,7 +64,7 @@ static msa_status check_args(const msa__check *at, const msa_moe_args *args)
 
 msa_status msa_moe_plan(msa_context *ctx, const msa_moe_args *caller_args, msa_plan *plan)
 {
-    const msa__check at = {"moe", 0};
+    msa__check at = {.op = "moe", .running = 0};
     msa_moe_args args;
     MSA_TRY(msa__check_call(&at, ctx, &args, sizeof(args), caller_args));
     MSA_TRY(msa__check_plan(&at, plan));
@@ -76,7 +76,7 @@ msa_status msa_moe_plan(msa_context *ctx, const msa_moe_args *caller_args, msa_p
 msa_status msa_moe(msa_context *ctx, const msa_plan *plan, const msa_moe_args *caller_args,
                    void *workspace, size_t workspace_bytes)
 {
-    const msa__check at = {"moe", 1};
+    msa__check at = {.op = "moe", .running = 1};
     msa_moe_args args;
     MSA_TRY(msa__check_call(&at, ctx, &args, sizeof(args), caller_args));
     MSA_TRY(check_args(&at, &args));

@@ -22,7 +22,7 @@ static msa_status check_args(const msa__check *at, const msa_rmsnorm_args *args)
 
 msa_status msa_rmsnorm(msa_context *ctx, const msa_rmsnorm_args *caller_args)
 {
-    const msa__check at = {"rmsnorm", 1};
+    msa__check at = {.op = "rmsnorm", .running = 1};
     msa_rmsnorm_args args;
     MSA_TRY(msa__check_call(&at, ctx, &args, sizeof(args), caller_args));
     MSA_TRY(check_args(&at, &args));

@@ -25,7 +25,7 @@ static msa_status check_args(const msa__check *at, msa_router_args *args)
 
 msa_status msa_router(msa_context *ctx, const msa_router_args *caller_args)
 {
-    const msa__check at = {"router", 1};
+    msa__check at = {.op = "router", .running = 1};
     msa_router_args args;
     MSA_TRY(msa__check_call(&at, ctx, &args, sizeof(args), caller_args));
     MSA_TRY(check_args(&at, &args));

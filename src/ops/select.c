@@ -31,7 +31,7 @@ static msa_status check_outputs(const msa__check *at, const msa_select_args *arg
         MSA_TRY(msa__check_output(at, "block_scores", scores, 3, MSA__DTYPES_F32));
         MSA_TRY(msa__check_dim(at, "block_scores", scores, 0, n_tokens, "q_index's T"));
         MSA_TRY(msa__check_dim(at, "block_scores", scores, 1, n_kv_heads, "q_index's Hkv"));
-        int64_t n_blocks = at->running ? msa__kv_max_blocks(&args->kv, args->block_size) : 0;
+        int64_t n_blocks = msa__can_read(at) ? msa__kv_max_blocks(&args->kv, args->block_size) : 0;
         MSA_TRY(
             msa__check_range(at, "block_scores.shape[2]", scores->shape[2], n_blocks, INT32_MAX));
     }
@@ -60,7 +60,7 @@ static msa_status check_args(const msa__check *at, msa_select_args *args)
 
 msa_status msa_select_plan(msa_context *ctx, const msa_select_args *caller_args, msa_plan *plan)
 {
-    const msa__check at = {"select", 0};
+    msa__check at = {.op = "select", .running = 0};
     msa_select_args args;
     MSA_TRY(msa__check_call(&at, ctx, &args, sizeof(args), caller_args));
     MSA_TRY(msa__check_plan(&at, plan));
@@ -72,7 +72,7 @@ msa_status msa_select_plan(msa_context *ctx, const msa_select_args *caller_args,
 msa_status msa_select(msa_context *ctx, const msa_plan *plan, const msa_select_args *caller_args,
                       void *workspace, size_t workspace_bytes)
 {
-    const msa__check at = {"select", 1};
+    msa__check at = {.op = "select", .running = 1};
     msa_select_args args;
     MSA_TRY(msa__check_call(&at, ctx, &args, sizeof(args), caller_args));
     MSA_TRY(check_args(&at, &args));

@@ -20,7 +20,7 @@ static msa_status check_args(const msa__check *at, const msa_swiglu_args *args)
 
 msa_status msa_swiglu(msa_context *ctx, const msa_swiglu_args *caller_args)
 {
-    const msa__check at = {"swiglu", 1};
+    msa__check at = {.op = "swiglu", .running = 1};
     msa_swiglu_args args;
     MSA_TRY(msa__check_call(&at, ctx, &args, sizeof(args), caller_args));
     MSA_TRY(check_args(&at, &args));

@@ -348,7 +348,7 @@ static void test_plans_are_checked(void **state)
 static void test_workspaces_are_checked(void **state)
 {
     (void)state;
-    const msa__check at = {"attend", 1};
+    const msa__check at = {.op = "attend", .running = 1};
     msa_plan plan;
     msa_plan_init(&plan);
     msa__fill_plan(&plan, MSA__OP_ATTEND, 128);

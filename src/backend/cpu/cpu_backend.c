@@ -4,8 +4,9 @@
 
 #include <string.h>
 
-static msa_status open_cpu(msa_context *ctx, const char *isa)
+static msa_status open_cpu(msa_context *ctx, const msa_context_args *args)
 {
+    const char *isa = args->cpu_isa;
     for (int i = 0; msa__cpu_kernel_tables[i]; i++) {
         const msa__cpu_kernels *table = msa__cpu_kernel_tables[i];
         if (isa && strcmp(isa, table->name) != 0) continue;

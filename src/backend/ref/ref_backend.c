@@ -1,10 +1,10 @@
 /* The table of the reference backend: every operator in plain scalar C. */
 #include "backend/ref/ref_backend.h"
 
-static msa_status open_ref(msa_context *ctx, const char *isa)
+static msa_status open_ref(msa_context *ctx, const msa_context_args *args)
 {
     (void)ctx;
-    (void)isa; /* the reference has one path on every machine */
+    (void)args; /* the reference has one path on every machine */
     return MSA_OK;
 }
 
