@@ -18,6 +18,7 @@ ALLOWED = {
     "src/ops": ["include", "src/base"],
     "src/backend/ref": ["include", "src/base", "src/ops"],
     "src/backend/cpu": ["include", "src/base", "src/ops"],
+    "src/backend/cuda": ["include", "src/base", "src/ops"],
     "src/model": ["include", "src/base"],
     "src/engine": ["include", "src/base", "src/model"],
     "cli": ["include"],

@@ -4,6 +4,7 @@
  * tensor.h     dtypes and array views
  * context.h    backend, threads, allocator
  * memory.h     memory of the context's device
+ * graph.h      recording a step and launching it again
  * attention.h  select, attend, dense attend, merge, cache append
  * cache.h      the paged K, V and index-K pool
  * layer.h      norms, RoPE, linear, MoE, sampling
@@ -34,6 +35,7 @@
 #include "msa/context.h"
 #include "msa/engine.h"
 #include "msa/layer.h"
+#include "msa/graph.h"
 #include "msa/memory.h"
 #include "msa/model.h"
 #include "msa/safetensors.h"

@@ -10,7 +10,7 @@
 //
 //     nvcc -O3 -std=c++17 -gencode=arch=compute_90a,code=sm_90a attend_prefill.cu && ./a.out
 #include "host.cuh"
-#include "ptx.cuh"
+#include "../../src/backend/cuda/ptx.cuh"
 
 constexpr int D = 128, Bk = 128, K = 16, Hkv = 4, G = 16, Hq = 64;
 constexpr int KV_STAGES = 2, Q_SLOTS = 6, TILE_TOKENS = 4; // even: the warpgroups take turns

@@ -11,8 +11,8 @@
 //
 //     nvcc -O3 -std=c++17 -gencode=arch=compute_90a,code=sm_90a decode.cu && ./a.out
 #include "host.cuh"
-#include "ptx.cuh"
-#include "topk.cuh"
+#include "../../src/backend/cuda/ptx.cuh"
+#include "../../src/backend/cuda/topk.cuh"
 
 constexpr int D = 128, Bk = 128, K = 16, Hkv = 4, G = 16, Hq = 64;
 constexpr int PAGE_BYTES = Bk * D * 2, HALF_PAGE = PAGE_BYTES / 2;

@@ -9,8 +9,8 @@
 //
 //     nvcc -O3 -std=c++17 -gencode=arch=compute_90a,code=sm_90a select_prefill.cu && ./a.out
 #include "host.cuh"
-#include "ptx.cuh"
-#include "topk.cuh"
+#include "../../src/backend/cuda/ptx.cuh"
+#include "../../src/backend/cuda/topk.cuh"
 
 constexpr int Di = 128, Bk = 128, K = 16, Hkv = 4;
 constexpr int TILE_TOKENS = 64, STAGES = 5, CONSUMERS = 2;

@@ -9,6 +9,7 @@
 #define MSA_OPS_BACKEND_H
 
 #include "base/threads.h"
+#include "msa/graph.h"
 #include "msa/layer.h"
 
 /* Directions of memory_copy. */
@@ -32,6 +33,12 @@ typedef struct msa__backend {
     msa_status (*memory_copy)(msa_context *ctx, void *dst, const void *src, size_t bytes,
                               int32_t kind);
     msa_status (*synchronize)(msa_context *ctx);
+
+    /* Recordings, see msa/graph.h; NULL for host backends. */
+    msa_status (*graph_begin)(msa_context *ctx);
+    msa_status (*graph_end)(msa_context *ctx, msa_graph **out);
+    msa_status (*graph_launch)(msa_context *ctx, msa_graph *graph);
+    void (*graph_destroy)(msa_context *ctx, msa_graph *graph);
 
     size_t (*select_workspace)(const msa_context *ctx, const msa_select_args *args);
     msa_status (*select)(msa_context *ctx, const msa_select_args *args, void *workspace);
@@ -62,7 +69,10 @@ extern const msa__backend msa__cpu_backend;
 /* The CUDA backend lives in libmsa_cuda.so, opened when a context first asks for it; it exports one
  * function that returns its table. MSA__BACKEND_ABI changes with this header. */
 #define MSA__BACKEND_ABI 1
-typedef const msa__backend *(*msa__backend_entry)(int32_t abi);
+typedef struct msa__backend_host { /* what the plugin needs of the library that opens it */
+    void (*set_error)(const char *format, ...);
+} msa__backend_host;
+typedef const msa__backend *(*msa__backend_entry)(int32_t abi, const msa__backend_host *host);
 msa_status msa__cuda_backend(const msa__backend **out);
 
 struct msa__cpu_kernels;

@@ -39,7 +39,8 @@ static void load(void)
     msa__backend_entry entry;
     void *symbol = dlsym(plugin, PLUGIN_ENTRY);
     memcpy(&entry, &symbol, sizeof(entry)); /* ISO C has no cast from data to function pointers */
-    backend = symbol ? entry(MSA__BACKEND_ABI) : NULL;
+    static const msa__backend_host host = {msa__set_error};
+    backend = symbol ? entry(MSA__BACKEND_ABI, &host) : NULL;
     if (!backend) snprintf(why, sizeof(why), "%s is of another version", PLUGIN_FILE);
 }
 

@@ -22,10 +22,11 @@ static const layout layouts[] = {
     SIZE(msa_allocator, 24), AT(msa_allocator, user, 0), AT(msa_allocator, alloc, 8),
     AT(msa_allocator, free, 16),
 
-    SIZE(msa_context_args, 40), AT(msa_context_args, struct_size, 0),
+    SIZE(msa_context_args, 48), AT(msa_context_args, struct_size, 0),
     AT(msa_context_args, flags, 4), AT(msa_context_args, allocator, 8),
     AT(msa_context_args, backend, 16), AT(msa_context_args, cpu_isa, 24),
-    AT(msa_context_args, n_threads, 32), AT(msa_context_args, reserved, 36),
+    AT(msa_context_args, n_threads, 32), AT(msa_context_args, device, 36),
+    AT(msa_context_args, stream, 40),
 
     SIZE(msa_plan, 16), AT(msa_plan, struct_size, 0), AT(msa_plan, op, 4),
     AT(msa_plan, workspace_bytes, 8),

@@ -1,0 +1,84 @@
+/* What every launcher of the CUDA backend uses: the context's state, error checks, launch sizes. */
+#ifndef MSA_CUDA_DEVICE_H
+#define MSA_CUDA_DEVICE_H
+
+#include <cuda.h>
+#include <cuda_runtime.h>
+
+extern "C" {
+#include "base/error.h"
+#include "ops/backend.h"
+}
+
+typedef struct msa__cuda_state {
+    int device;
+    int n_sms;
+    cudaStream_t stream;
+    int owns_stream;
+    decltype(&cuTensorMapEncodeTiled) encode_tensor_map;
+    char name[64]; /* "sm_90 NVIDIA H200" */
+} msa__cuda_state;
+
+static inline msa__cuda_state *cuda_state(const msa_context *ctx)
+{
+    return (msa__cuda_state *)ctx->device_state;
+}
+
+static inline cudaStream_t cuda_stream(const msa_context *ctx)
+{
+    return cuda_state(ctx)->stream;
+}
+
+/* A failing CUDA call becomes MSA_EDEVICE (MSA_EDEVMEM for memory) with the call's name. */
+msa_status cuda_fail(cudaError_t error, const char *what);
+#define MSA_CUDA_TRY(what, call)                                                                   \
+    do {                                                                                           \
+        cudaError_t cuda_try_error_ = (call);                                                      \
+        if (cuda_try_error_ != cudaSuccess) return cuda_fail(cuda_try_error_, what);               \
+    } while (0)
+
+/* The launch just made by operator `op`. */
+static inline msa_status cuda_launched(const char *op)
+{
+    cudaError_t error = cudaPeekAtLastError();
+    return error == cudaSuccess ? MSA_OK : cuda_fail(cudaGetLastError(), op);
+}
+
+/* The copy engine can load boxes of this tensor: 16-byte base and strides. */
+int cuda_can_map(const msa_tensor *t);
+/* Map of a whole tensor of up to 4 dims; box[d] elements of every dim a load, the innermost at most
+ * 128 bytes wide; boxes land in shared memory with the 128-byte swizzle, elements outside read as
+ * zero. */
+msa_status cuda_tensor_map(msa_context *ctx, const char *op, const msa_tensor *t,
+                           const uint32_t box[], CUtensorMap *map);
+
+/* Entries of the table, one file each. */
+msa_status cuda_memory_alloc(msa_context *ctx, size_t bytes, void **out);
+void cuda_memory_free(msa_context *ctx, void *ptr);
+msa_status cuda_memory_copy(msa_context *ctx, void *dst, const void *src, size_t bytes,
+                            int32_t kind);
+msa_status cuda_synchronize(msa_context *ctx);
+msa_status cuda_graph_begin(msa_context *ctx);
+msa_status cuda_graph_end(msa_context *ctx, msa_graph **out);
+msa_status cuda_graph_launch(msa_context *ctx, msa_graph *graph);
+void cuda_graph_destroy(msa_context *ctx, msa_graph *graph);
+size_t cuda_select_workspace(const msa_context *ctx, const msa_select_args *args);
+msa_status cuda_select(msa_context *ctx, const msa_select_args *args, void *workspace);
+msa_status cuda_block_topk(msa_context *ctx, const msa_block_topk_args *args);
+size_t cuda_attend_workspace(const msa_context *ctx, const msa_attend_args *args);
+msa_status cuda_attend(msa_context *ctx, const msa_attend_args *args, void *workspace);
+size_t cuda_dense_attend_workspace(const msa_context *ctx, const msa_dense_attend_args *args);
+msa_status cuda_dense_attend(msa_context *ctx, const msa_dense_attend_args *args, void *workspace);
+msa_status cuda_attend_merge(msa_context *ctx, const msa_attend_merge_args *args);
+msa_status cuda_kv_append(msa_context *ctx, const msa_kv_append_args *args);
+msa_status cuda_embed(msa_context *ctx, const msa_embed_args *args);
+msa_status cuda_rmsnorm(msa_context *ctx, const msa_rmsnorm_args *args);
+msa_status cuda_rope(msa_context *ctx, const msa_rope_args *args);
+size_t cuda_linear_workspace(const msa_context *ctx, const msa_linear_args *args);
+msa_status cuda_linear(msa_context *ctx, const msa_linear_args *args, void *workspace);
+msa_status cuda_swiglu(msa_context *ctx, const msa_swiglu_args *args);
+msa_status cuda_router(msa_context *ctx, const msa_router_args *args);
+size_t cuda_moe_workspace(const msa_context *ctx, const msa_moe_args *args);
+msa_status cuda_moe(msa_context *ctx, const msa_moe_args *args, void *workspace);
+
+#endif
