@@ -3,6 +3,7 @@
 #include "ops/attention_run.h"
 
 #include "harness/cmocka_all.h"
+#include "ops/calls.h"
 #include "ops/layer_fixture.h"
 
 #include <stdlib.h>
@@ -137,7 +138,7 @@ void run_select(msa_context *ctx, const problem *p, results *r)
     msa_plan_init(&plan);
     EXPECT_OK(msa_select_plan(ctx, &args, &plan));
     scratch s = scratch_begin(&plan);
-    EXPECT_OK(msa_select(ctx, &plan, &args, s.data, s.bytes));
+    EXPECT_OK(call_select(ctx, &plan, &args, s.data, s.bytes));
     scratch_end(&s);
     memset(r, 0, sizeof(*r));
     r->blocks = take_output(&args.blocks);
@@ -155,7 +156,7 @@ void run_attend(msa_context *ctx, const problem *p, const int32_t *rows, results
     msa_plan_init(&plan);
     EXPECT_OK(msa_attend_plan(ctx, &args, &plan));
     scratch s = scratch_begin(&plan);
-    EXPECT_OK(msa_attend(ctx, &plan, &args, s.data, s.bytes));
+    EXPECT_OK(call_attend(ctx, &plan, &args, s.data, s.bytes));
     scratch_end(&s);
     memset(r, 0, sizeof(*r));
     r->out = take_output(&args.out);
@@ -172,7 +173,7 @@ void run_dense(msa_context *ctx, const problem *p, const msa_dense_attend_args *
     msa_plan_init(&plan);
     EXPECT_OK(msa_dense_attend_plan(ctx, &args, &plan));
     scratch s = scratch_begin(&plan);
-    EXPECT_OK(msa_dense_attend(ctx, &plan, &args, s.data, s.bytes));
+    EXPECT_OK(call_dense_attend(ctx, &plan, &args, s.data, s.bytes));
     scratch_end(&s);
     memset(r, 0, sizeof(*r));
     r->out = take_output(&args.out);

@@ -16,8 +16,8 @@ typedef struct results {
 
 void results_free(results *r);
 
-/* The i-th context to run on: ref, then every usable instruction set with 3 threads; NULL past the
- * end. (Other thread counts give the same bits: test_determinism.) */
+/* The i-th context to run on: ref, then every usable instruction set with 3 threads, or the test
+ * backend; NULL past the end. (Other thread counts give the same bits: test_determinism.) */
 msa_context *attention_context(int32_t i);
 
 /* The calls as a caller would make them; a test may change them before it runs them. Outputs are

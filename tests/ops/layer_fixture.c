@@ -215,20 +215,39 @@ void expect_close(const msa_tensor *t, const double *oracle, const float *naive,
     }
 }
 
-static void open_context(const char *backend, const char *isa, int32_t n_threads)
+const char *test_backend(void)
+{
+    return getenv("MSA_TEST_BACKEND");
+}
+
+msa_context *open_test_context(const char *backend, const char *isa, int32_t n_threads)
 {
     msa_context_args args;
     msa_context_args_init(&args);
     args.backend = backend;
     args.cpu_isa = isa;
     args.n_threads = n_threads;
+    msa_context *ctx;
+    msa_status status = msa_context_create(&ctx, &args);
+    if (status == MSA_EUNSUPPORTED && test_backend()) {
+        printf("skipped: %s\n", msa_last_error());
+        exit(77);
+    }
+    EXPECT_OK(status);
+    return ctx;
+}
+
+static void open_context(const char *backend, const char *isa, int32_t n_threads)
+{
     assert_true(n_contexts < MAX_CONTEXTS);
-    EXPECT_OK(msa_context_create(&contexts[n_contexts++], &args));
+    contexts[n_contexts++] = open_test_context(backend, isa, n_threads);
 }
 
 msa_context *context_at(int32_t i)
 {
-    if (n_contexts == 0) {
+    if (n_contexts == 0 && test_backend()) {
+        open_context(test_backend(), NULL, 1);
+    } else if (n_contexts == 0) {
         const char *isa;
         int32_t usable;
         open_context("ref", NULL, 1);

@@ -6,6 +6,7 @@
 #include "harness/cmocka_all.h"
 
 #include "msa/msa.h"
+#include "ops/calls.h"
 
 /* Memory of a test, freed by fixture_teardown. */
 void *fixture_alloc(size_t bytes);
@@ -42,7 +43,14 @@ double exact_activation(const msa_activation *activation, double gate, double up
  * rounding to t's dtype sets the tolerance. A NaN or infinity must be met exactly. */
 void expect_close(const msa_tensor *t, const double *oracle, const float *naive, const char *what);
 
-/* The i-th context: ref, then cpu with 1 and 3 threads for every usable ISA. NULL past the end. */
+/* The backend of MSA_TEST_BACKEND, to which a run of the tests is then confined; else NULL. */
+const char *test_backend(void);
+/* The caller's: msa_context_destroy. When the test backend has no device here, the program prints
+ * why and ends as skipped. */
+msa_context *open_test_context(const char *backend, const char *isa, int32_t n_threads);
+
+/* The i-th context: ref, then cpu with 1 and 3 threads for every usable ISA; or the test backend's
+ * alone. NULL past the end. */
 msa_context *context_at(int32_t i);
 const char *context_label(const msa_context *ctx);
 

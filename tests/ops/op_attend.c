@@ -268,7 +268,7 @@ static void check_merge(msa_context *ctx, msa_dtype dtype)
     args.lse_b = lses[1];
     args.out = parts[2];
     args.lse = lses[2];
-    EXPECT_OK(msa_attend_merge(ctx, &args));
+    EXPECT_OK(call_attend_merge(ctx, &args));
 
     float a[N * MERGE_DIM], b[N * MERGE_DIM];
     float *out = malloc(sizeof(a)), lse_a[N], lse_b[N], lse[N];
@@ -293,7 +293,7 @@ static void check_merge(msa_context *ctx, msa_dtype dtype)
     /* In place, without the LSE: the same bytes. */
     args.out = parts[0];
     args.lse = (msa_tensor){0};
-    EXPECT_OK(msa_attend_merge(ctx, &args));
+    EXPECT_OK(call_attend_merge(ctx, &args));
     read_tensor(&parts[0], a);
     expect_same_floats("merge in place", a, out, N * MERGE_DIM);
     free(out);
@@ -382,7 +382,7 @@ static void check_append_case(const problem_spec *spec, void *arg)
     msa_context *ctx;
     for (int32_t c = 0; (ctx = attention_context(c)) != NULL; c++) {
         for (int l = 0; l < N_LANES; l++) memcpy(lanes[l]->data, bytes[l].dirty, bytes[l].n);
-        EXPECT_OK(msa_kv_append(ctx, &args));
+        EXPECT_OK(call_kv_append(ctx, &args));
         for (int l = 0; l < N_LANES; l++) {
             if (memcmp(bytes[l].want, lanes[l]->data, bytes[l].n)) {
                 fail_msg("%s: %s lane %d differs", context_label(ctx), spec->name, l);
@@ -435,7 +435,7 @@ static void test_append_rounds_like_the_scalar_conversions(void **state)
             args.kv.kv_lens = &length;
             args.kv.n_seqs = 1;
             args.block_size = PAGE;
-            EXPECT_OK(msa_kv_append(ctx, &args));
+            EXPECT_OK(call_kv_append(ctx, &args));
             for (int64_t i = 0; i < T * DIM; i++) {
                 unsigned char want[4] = {0}, *got = (unsigned char *)args.kv.k.data +
                                                     (size_t)i * msa_dtype_bytes(dtypes[n]);

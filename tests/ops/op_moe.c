@@ -30,7 +30,7 @@ static msa_status run_moe(msa_context *ctx, const msa_moe_args *args)
     msa_status status = msa_moe_plan(ctx, args, &plan);
     if (status != MSA_OK) return status;
     void *workspace = fixture_workspace(plan.workspace_bytes);
-    return msa_moe(ctx, &plan, args, workspace, plan.workspace_bytes);
+    return call_moe(ctx, &plan, args, workspace, plan.workspace_bytes);
 }
 
 static msa_mlp_weights new_mlp(msa_dtype dtype, int64_t n_hidden, int64_t n_in, int64_t pad,
@@ -355,7 +355,9 @@ static void test_wrong_arguments_are_named(void **state)
     EXPECT_BAD("moe: out.shape[1] = 31, must equal x's H = 32", bad.out.shape[1] = 31);
     EXPECT_BAD("moe: out = x, must be memory of its own", bad.out.data = bad.x.data);
     ids[6] = 3;
-    EXPECT_BAD("moe: ids[6] = 3, must be 0..2 (the experts)", (void)0);
+    if (!msa_context_uses_device_memory(ctx)) {
+        EXPECT_BAD("moe: ids[6] = 3, must be 0..2 (the experts)", (void)0);
+    }
 #undef EXPECT_BAD
 }
 
@@ -370,17 +372,17 @@ static void test_plan_and_workspace_are_checked(void **state)
     shapes_only.x.data = shapes_only.out.data = NULL;
     shapes_only.ids = NULL;
     shapes_only.weights = NULL;
-    EXPECT_FAIL(MSA_EINVAL, "moe: plan.op = 0", msa_moe(ctx, &plan, &args, NULL, 0));
+    EXPECT_FAIL(MSA_EINVAL, "moe: plan.op = 0", call_moe(ctx, &plan, &args, NULL, 0));
     EXPECT_OK(msa_moe_plan(ctx, &shapes_only, &plan));
     size_t bytes = plan.workspace_bytes;
     assert_true(bytes > 0);
     unsigned char *workspace = fixture_alloc(bytes + 1);
-    EXPECT_FAIL(MSA_EINVAL, "moe: workspace = NULL", msa_moe(ctx, &plan, &args, NULL, bytes));
+    EXPECT_FAIL(MSA_EINVAL, "moe: workspace = NULL", call_moe(ctx, &plan, &args, NULL, bytes));
     EXPECT_FAIL(MSA_EINVAL, "must be aligned to 64",
-                msa_moe(ctx, &plan, &args, workspace + 1, bytes));
+                call_moe(ctx, &plan, &args, workspace + 1, bytes));
     EXPECT_FAIL(MSA_EINVAL,
-                "moe: workspace_bytes = ", msa_moe(ctx, &plan, &args, workspace, bytes - 1));
-    EXPECT_OK(msa_moe(ctx, &plan, &args, workspace, bytes));
+                "moe: workspace_bytes = ", call_moe(ctx, &plan, &args, workspace, bytes - 1));
+    EXPECT_OK(call_moe(ctx, &plan, &args, workspace, bytes));
     args.x.shape[0] = args.out.shape[0] = 0;
     EXPECT_OK(run_moe(ctx, &args));
 }

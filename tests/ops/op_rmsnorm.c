@@ -63,7 +63,7 @@ static void check_everywhere(const msa_rmsnorm_args *inputs, const msa_tensor *o
                  msa_dtype_name(args.x.dtype), msa_dtype_name(args.weight.dtype),
                  msa_dtype_name(args.out.dtype), (long long)args.weight.shape[0],
                  in_place ? " in place" : "");
-        EXPECT_OK(msa_rmsnorm(ctx, &args));
+        EXPECT_OK(call_rmsnorm(ctx, &args));
         expect_close(&args.out, oracle, naive, what);
         expect_padding_untouched(&args.out, what);
         if (msa_context_threads(ctx) == 1) one_thread = args.out;
@@ -117,12 +117,12 @@ static void test_rows_do_not_depend_on_T(void **state)
         args.x = x;
         args.out = tensor_new(MSA_DTYPE_BF16, 2, 50, 1200, 1, 0);
         msa_tensor whole = args.out, single = tensor_clone(&whole);
-        EXPECT_OK(msa_rmsnorm(context_at(i), &args));
+        EXPECT_OK(call_rmsnorm(context_at(i), &args));
         args.x.shape[0] = args.out.shape[0] = 1;
         for (int64_t t = 0; t < 50; t++) {
             args.x.data = (uint16_t *)x.data + t * 1200;
             args.out.data = (uint16_t *)single.data + t * 1200;
-            EXPECT_OK(msa_rmsnorm(context_at(i), &args));
+            EXPECT_OK(call_rmsnorm(context_at(i), &args));
         }
         expect_same_bytes(&whole, &single, context_label(context_at(i)));
     }
@@ -160,12 +160,12 @@ static void test_wrong_arguments_are_named(void **state)
     good.weight = tensor_new(MSA_DTYPE_F32, 1, 6, 1, 1, 0);
     good.out = tensor_new(MSA_DTYPE_F32, 3, 4, 2, 6, 0);
     good.eps = 1e-5f;
-    EXPECT_OK(msa_rmsnorm(ctx, &good));
+    EXPECT_OK(call_rmsnorm(ctx, &good));
 #define EXPECT_BAD(text, change)                                                                   \
     do {                                                                                           \
         bad = good;                                                                                \
         change;                                                                                    \
-        EXPECT_FAIL(MSA_EINVAL, text, msa_rmsnorm(ctx, &bad));                                     \
+        EXPECT_FAIL(MSA_EINVAL, text, call_rmsnorm(ctx, &bad));                                    \
     } while (0)
     EXPECT_BAD("rmsnorm: x.n_dims = 1, must be 2..3", bad.x.n_dims = 1);
     EXPECT_BAD("rmsnorm: x.n_dims = 4, must be 2..3", bad.x.n_dims = 4);
@@ -184,7 +184,7 @@ static void test_wrong_arguments_are_named(void **state)
 #undef EXPECT_BAD
     good.x.shape[0] = good.out.shape[0] = 0;
     good.x.data = good.out.data = NULL;
-    EXPECT_OK(msa_rmsnorm(ctx, &good));
+    EXPECT_OK(call_rmsnorm(ctx, &good));
 }
 
 int main(void)

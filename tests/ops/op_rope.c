@@ -69,7 +69,7 @@ static void check_everywhere(const msa_rope_args *inputs, const msa_tensor *out,
         snprintf(what, sizeof(what), "%s %s -> %s D %lld freqs %d%s", context_label(ctx),
                  msa_dtype_name(args.x.dtype), msa_dtype_name(args.out.dtype),
                  (long long)args.x.shape[2], args.n_freqs, in_place ? " in place" : "");
-        EXPECT_OK(msa_rope(ctx, &args));
+        EXPECT_OK(call_rope(ctx, &args));
         expect_close(&args.out, oracle, naive, what);
         expect_padding_untouched(&args.out, what);
         if (msa_context_threads(ctx) == 1) one_thread = args.out;
@@ -121,7 +121,7 @@ static void test_known_rotations(void **state)
         args.positions = positions;
         args.inv_freq = inv_freq;
         args.n_freqs = 1;
-        EXPECT_OK(msa_rope(context_at(i), &args));
+        EXPECT_OK(call_rope(context_at(i), &args));
         assert_memory_equal(out[0], x[0], sizeof(x[0]));
         assert_float_equal(out[1][0], -2, 1e-6);
         assert_float_equal(out[1][1], 1, 1e-6);
@@ -161,12 +161,12 @@ static void test_wrong_arguments_are_named(void **state)
     good.inv_freq = new_frequencies(8);
     good.n_freqs = 8;
     good.out = tensor_new(MSA_DTYPE_F32, 3, 3, 2, 16, 0);
-    EXPECT_OK(msa_rope(ctx, &good));
+    EXPECT_OK(call_rope(ctx, &good));
 #define EXPECT_BAD(text, change)                                                                   \
     do {                                                                                           \
         bad = good;                                                                                \
         change;                                                                                    \
-        EXPECT_FAIL(MSA_EINVAL, text, msa_rope(ctx, &bad));                                        \
+        EXPECT_FAIL(MSA_EINVAL, text, call_rope(ctx, &bad));                                       \
     } while (0)
     EXPECT_BAD("rope: x.n_dims = 2, must be 3", bad.x.n_dims = 2);
     EXPECT_BAD("rope: x.dtype", bad.x.dtype = MSA_DTYPE_F8_E4M3);
@@ -179,12 +179,14 @@ static void test_wrong_arguments_are_named(void **state)
     EXPECT_BAD("rope: out.shape[2] = 15, must equal x's extent = 16", bad.out.shape[2] = 15);
     EXPECT_BAD("rope: out = x, must have its dtype and strides", bad.out.data = bad.x.data);
     positions[2] = -5;
-    EXPECT_BAD("rope: positions[2] = -5, must not be negative", (void)0);
+    if (!msa_context_uses_device_memory(ctx)) {
+        EXPECT_BAD("rope: positions[2] = -5, must not be negative", (void)0);
+    }
 #undef EXPECT_BAD
     good.x.shape[0] = good.out.shape[0] = 0;
     good.x.data = good.out.data = NULL;
     good.positions = NULL;
-    EXPECT_OK(msa_rope(ctx, &good));
+    EXPECT_OK(call_rope(ctx, &good));
 }
 
 int main(void)

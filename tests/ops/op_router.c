@@ -94,7 +94,7 @@ static void check_case(const router_case *c, msa_dtype x_dtype, msa_dtype w_dtyp
     for (int32_t i = 0; context_at(i); i++) {
         memset(args.ids, 0xff, sizeof(int32_t) * n_outputs);
         memset(args.weights, 0xff, sizeof(float) * n_outputs);
-        EXPECT_OK(msa_router(context_at(i), &args));
+        EXPECT_OK(call_router(context_at(i), &args));
         if (msa_context_threads(context_at(i)) == 1) {
             memcpy(one_thread_ids, args.ids, sizeof(int32_t) * n_outputs);
             memcpy(one_thread_weights, args.weights, sizeof(float) * n_outputs);
@@ -134,7 +134,7 @@ static void route_logits(msa_context *ctx, const float *logits, const float *bia
     args.topk = topk;
     args.ids = ids;
     args.weights = weights;
-    EXPECT_OK(msa_router(ctx, &args));
+    EXPECT_OK(call_router(ctx, &args));
 }
 
 static void test_ties_go_to_the_lower_id(void **state)
@@ -198,7 +198,7 @@ static void test_tokens_do_not_depend_on_T(void **state)
     const router_case c = {37, 300, 50, 0, 6, 1, 2};
     msa_router_args args = new_args(&c, MSA_DTYPE_BF16, MSA_DTYPE_F32);
     for (int32_t i = 0; context_at(i); i++) {
-        EXPECT_OK(msa_router(context_at(i), &args));
+        EXPECT_OK(call_router(context_at(i), &args));
         for (int64_t t = 0; t < c.n_tokens; t++) {
             int32_t ids[6];
             float weights[6];
@@ -207,7 +207,7 @@ static void test_tokens_do_not_depend_on_T(void **state)
             one.x.data = (uint16_t *)args.x.data + t * c.n_in;
             one.ids = ids;
             one.weights = weights;
-            EXPECT_OK(msa_router(context_at(i), &one));
+            EXPECT_OK(call_router(context_at(i), &one));
             assert_memory_equal(ids, args.ids + t * 6, sizeof(ids));
             assert_memory_equal(weights, args.weights + t * 6, sizeof(weights));
         }
@@ -220,12 +220,12 @@ static void test_wrong_arguments_are_named(void **state)
     msa_context *ctx = context_at(0);
     const router_case c = {3, 8, 70, 0, 4, 1, 0};
     msa_router_args good = new_args(&c, MSA_DTYPE_BF16, MSA_DTYPE_F32), bad;
-    EXPECT_OK(msa_router(ctx, &good));
+    EXPECT_OK(call_router(ctx, &good));
 #define EXPECT_BAD(text, change)                                                                   \
     do {                                                                                           \
         bad = good;                                                                                \
         change;                                                                                    \
-        EXPECT_FAIL(MSA_EINVAL, text, msa_router(ctx, &bad));                                      \
+        EXPECT_FAIL(MSA_EINVAL, text, call_router(ctx, &bad));                                     \
     } while (0)
     EXPECT_BAD("router: x.dtype", bad.x.dtype = MSA_DTYPE_I32);
     EXPECT_BAD("router: x.shape[1] = 0, must be 1..", bad.x.shape[1] = 0);
@@ -246,7 +246,7 @@ static void test_wrong_arguments_are_named(void **state)
     good.x.data = NULL;
     good.ids = NULL;
     good.weights = NULL;
-    EXPECT_OK(msa_router(ctx, &good));
+    EXPECT_OK(call_router(ctx, &good));
 }
 
 int main(void)

@@ -53,7 +53,7 @@ static void expect_rows_alone(msa_context *ctx, const problem *p, const results 
     msa_plan_init(&plan);
     EXPECT_OK(msa_select_plan(ctx, &args, &plan));
     void *workspace = aligned_alloc(64, (plan.workspace_bytes + 127) / 64 * 64);
-    EXPECT_OK(msa_select(ctx, &plan, &args, workspace, plan.workspace_bytes));
+    EXPECT_OK(call_select(ctx, &plan, &args, workspace, plan.workspace_bytes));
     expect_same_ids(context_label(ctx), rows, r->blocks, n);
     free(workspace);
     free(rows);
@@ -162,7 +162,7 @@ static void test_select_over_a_million_keys(void **state)
         msa_plan_init(&plan);
         EXPECT_OK(msa_select_plan(ctx, &args, &plan));
         void *workspace = aligned_alloc(64, (plan.workspace_bytes + 127) / 64 * 64);
-        EXPECT_OK(msa_select(ctx, &plan, &args, workspace, plan.workspace_bytes));
+        EXPECT_OK(call_select(ctx, &plan, &args, workspace, plan.workspace_bytes));
         free(workspace);
         assert_int_equal(rows[TOPK - 1], N_KEYS / BLOCK - 1);
         for (int32_t k = 0; k < TOPK - 1; k++) {
@@ -262,7 +262,7 @@ static void test_block_topk_rule(void **state)
             args.scores.stride[0] = GROUPS * STRIDE;
             args.n_visible = n_visible;
             args.blocks = msa_tensor_make(rows, MSA_DTYPE_I32, 3, T, GROUPS, args.topk, 1);
-            EXPECT_OK(msa_block_topk(ctx, &args));
+            EXPECT_OK(call_block_topk(ctx, &args));
             for (int64_t row = 0; row < T * GROUPS; row++) {
                 search_row(scores + row * STRIDE, n_visible[row / GROUPS], args.topk, args.n_init,
                            args.n_local, want);

@@ -30,7 +30,7 @@ static void check_everywhere(const msa_swiglu_args *inputs, msa_tensor out, int 
         snprintf(what, sizeof(what), "%s %s/%s -> %s in place %d", context_label(ctx),
                  msa_dtype_name(args.gate.dtype), msa_dtype_name(args.up.dtype),
                  msa_dtype_name(args.out.dtype), in_place);
-        EXPECT_OK(msa_swiglu(ctx, &args));
+        EXPECT_OK(call_swiglu(ctx, &args));
         expect_close(&args.out, oracle, naive, what);
         expect_padding_untouched(&args.out, what);
         if (msa_context_threads(ctx) == 1) one_thread = args.out;
@@ -93,7 +93,7 @@ static void test_check_values(void **state)
         args.up = msa_tensor_make(ups, MSA_DTYPE_F32, 2, 1, 5, 0, 0);
         args.out = msa_tensor_make(out, MSA_DTYPE_F32, 2, 1, 5, 0, 0);
         args.activation = oai;
-        EXPECT_OK(msa_swiglu(context_at(i), &args));
+        EXPECT_OK(call_swiglu(context_at(i), &args));
         for (int n = 0; n < 5; n++) {
             if (fabs((double)out[n] - expected[n]) > 1e-6 * fabs(expected[n])) {
                 fail_msg("%s: value %d is %.9g, must be %.9g", context_label(context_at(i)), n,
@@ -144,12 +144,12 @@ static void test_wrong_arguments_are_named(void **state)
     good.up = tensor_new(MSA_DTYPE_BF16, 2, 4, 6, 1, 0);
     good.out = tensor_new(MSA_DTYPE_F32, 2, 4, 6, 1, 0);
     good.activation = oai;
-    EXPECT_OK(msa_swiglu(ctx, &good));
+    EXPECT_OK(call_swiglu(ctx, &good));
 #define EXPECT_BAD(text, change)                                                                   \
     do {                                                                                           \
         bad = good;                                                                                \
         change;                                                                                    \
-        EXPECT_FAIL(MSA_EINVAL, text, msa_swiglu(ctx, &bad));                                      \
+        EXPECT_FAIL(MSA_EINVAL, text, call_swiglu(ctx, &bad));                                     \
     } while (0)
     EXPECT_BAD("swiglu: gate.dtype", bad.gate.dtype = MSA_DTYPE_F8_E4M3);
     EXPECT_BAD("swiglu: gate.shape[1] = 0, must be 1..", bad.gate.shape[1] = 0);
@@ -169,7 +169,7 @@ static void test_wrong_arguments_are_named(void **state)
     EXPECT_FAIL(MSA_EINVAL, "swiglu: ctx = NULL", msa_swiglu(NULL, &good));
     good.gate.shape[0] = good.up.shape[0] = good.out.shape[0] = 0;
     good.gate.data = good.up.data = good.out.data = NULL;
-    EXPECT_OK(msa_swiglu(ctx, &good));
+    EXPECT_OK(call_swiglu(ctx, &good));
 }
 
 int main(void)

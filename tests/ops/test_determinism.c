@@ -2,6 +2,7 @@
 #include "harness/cmocka_all.h"
 
 #include "ops/cases.h"
+#include "ops/layer_fixture.h"
 #include "ops/oracle.h"
 
 #include <stdio.h>
@@ -14,18 +15,6 @@ enum { N_RUNS = sizeof(thread_counts) / sizeof(thread_counts[0]) };
 typedef struct outputs {
     results selected, sparse, dense;
 } outputs;
-
-static msa_context *make_context(const char *isa, int32_t n_threads)
-{
-    msa_context_args args;
-    msa_context_args_init(&args);
-    args.backend = "cpu";
-    args.cpu_isa = isa;
-    args.n_threads = n_threads;
-    msa_context *ctx;
-    EXPECT_OK(msa_context_create(&ctx, &args));
-    return ctx;
-}
 
 static void compare(const char *label, const problem *p, const outputs *a, const outputs *b)
 {
@@ -52,7 +41,8 @@ static void check_case(const char *isa, const problem_spec *spec)
     problem *p = problem_create(spec, 61);
     outputs runs[N_RUNS];
     for (int n = 0; n < N_RUNS; n++) {
-        msa_context *ctx = make_context(isa, thread_counts[n]);
+        msa_context *ctx =
+            open_test_context(test_backend() ? test_backend() : "cpu", isa, thread_counts[n]);
         run_select(ctx, p, &runs[n].selected);
         run_attend(ctx, p, runs[n].selected.blocks, &runs[n].sparse);
         run_dense(ctx, p, NULL, &runs[n].dense);
@@ -60,27 +50,37 @@ static void check_case(const char *isa, const problem_spec *spec)
     }
     for (int n = 1; n < N_RUNS; n++) {
         char label[96];
-        snprintf(label, sizeof(label), "%s: %s with %d threads", isa, spec->name, thread_counts[n]);
+        snprintf(label, sizeof(label), "%s: %s with %d threads", isa ? isa : test_backend(),
+                 spec->name, thread_counts[n]);
         compare(label, p, &runs[n], &runs[0]);
     }
     for (int n = 0; n < N_RUNS; n++) outputs_free(&runs[n]);
     problem_free(p);
 }
 
+static void check_cases(const char *isa)
+{
+    static const char *const shapes[] = {"typical", "t-257", "m3-heads", "1030-sequences"};
+    static const msa_dtype pairs[][2] = {{0, 0}, {1, 1}, {1, 3}};
+    for (int n = 0; n < 12; n++) {
+        problem_spec spec = case_named(shapes[n / 3]);
+        spec.q_dtype = pairs[n % 3][0];
+        spec.cache_dtype = pairs[n % 3][1];
+        check_case(isa, &spec);
+    }
+}
+
 static void test_thread_counts_give_the_same_bits(void **state)
 {
     (void)state;
-    static const char *const shapes[] = {"typical", "t-257", "m3-heads", "1030-sequences"};
-    static const msa_dtype pairs[][2] = {{0, 0}, {1, 1}, {1, 3}};
     const char *isa;
     int32_t usable;
+    if (test_backend()) {
+        check_cases(NULL); /* every run is another run */
+        return;
+    }
     for (int32_t i = 0; (isa = msa_cpu_isa_name(i, &usable)) != NULL; i++) {
-        for (int n = 0; n < 12 && usable; n++) {
-            problem_spec spec = case_named(shapes[n / 3]);
-            spec.q_dtype = pairs[n % 3][0];
-            spec.cache_dtype = pairs[n % 3][1];
-            check_case(isa, &spec);
-        }
+        if (usable) check_cases(isa);
     }
 }
 

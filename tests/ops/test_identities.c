@@ -164,7 +164,7 @@ static void merge_into(msa_context *ctx, const problem *p, results *a, const res
     args.lse_a = args.lse = as_tensor(p, a->lse, 2);
     args.out_b = as_tensor(p, b->out, 3);
     args.lse_b = as_tensor(p, b->lse, 2);
-    EXPECT_OK(msa_attend_merge(ctx, &args));
+    EXPECT_OK(call_attend_merge(ctx, &args));
 }
 
 /* Entry k of a row goes to part k % 2, or the local block alone to part 1. */

@@ -1,0 +1,324 @@
+/* See calls.h. */
+#include "ops/calls.h"
+
+#include "harness/cmocka_all.h"
+#include "msa/graph.h"
+#include "msa/memory.h"
+
+#include <stdlib.h>
+
+/* ---- copies ---------------------------------------------------------------------------------- */
+
+typedef enum copy_role { INPUT, OUTPUT, SCRATCH } copy_role;
+
+typedef struct copy {
+    unsigned char *host;
+    size_t bytes;
+    copy_role role;
+    void *memory; /* holds the copy at the original's place between two multiples of 64 */
+    unsigned char *device;
+    unsigned char *result; /* what the direct call left in an output */
+} copy;
+
+typedef struct stage {
+    msa_context *ctx;
+    copy *copies;
+    int n, room;
+} stage;
+
+static size_t place_of(const copy *c)
+{
+    return (size_t)((uintptr_t)c->host % 64);
+}
+
+static void *stage_bytes(stage *s, const void *host, size_t bytes, copy_role role)
+{
+    if (!host) return NULL;
+    for (int i = 0; i < s->n; i++) { /* an alias stays one */
+        if (s->copies[i].host != host) continue;
+        if (role == OUTPUT) s->copies[i].role = OUTPUT;
+        return s->copies[i].device;
+    }
+    if (s->n == s->room) {
+        s->room = s->room ? 2 * s->room : 32;
+        s->copies = realloc(s->copies, (size_t)s->room * sizeof(copy));
+        assert_non_null(s->copies);
+    }
+    copy *c = &s->copies[s->n++];
+    *c = (copy){(unsigned char *)(uintptr_t)host, bytes, role, NULL, NULL, NULL};
+    EXPECT_OK(msa_memory_alloc(s->ctx, bytes + place_of(c), &c->memory));
+    c->device = (unsigned char *)c->memory + place_of(c);
+    /* MSA_TEST_RAW_WORKSPACE leaves it to a tool that watches for uninitialised memory. */
+    if (role != SCRATCH || !getenv("MSA_TEST_RAW_WORKSPACE")) {
+        EXPECT_OK(msa_memory_upload(s->ctx, c->device, host, bytes));
+    }
+    return c->device;
+}
+
+/* From the first element to the last; nothing where a shape is wrong, as a check will say. */
+static size_t tensor_bytes(const msa_tensor *t)
+{
+    int64_t n = 1;
+    if (t->n_dims < 0 || t->n_dims > MSA_MAX_DIMS) return 0;
+    for (int32_t i = 0; i < t->n_dims; i++) {
+        if (t->shape[i] <= 0 || t->stride[i] < 0) return 0;
+        n += (t->shape[i] - 1) * t->stride[i];
+    }
+    return (size_t)n * msa_dtype_bytes(t->dtype);
+}
+
+static void stage_tensor(stage *s, msa_tensor *t, copy_role role)
+{
+    t->data = stage_bytes(s, t->data, tensor_bytes(t), role);
+}
+
+static const int32_t *stage_ints(stage *s, const int32_t *array, int64_t n)
+{
+    return stage_bytes(s, array, (size_t)n * sizeof(int32_t), INPUT);
+}
+
+static void stage_view(stage *s, msa_kv_view *kv, copy_role role)
+{
+    stage_tensor(s, &kv->k, role);
+    stage_tensor(s, &kv->v, role);
+    stage_tensor(s, &kv->k_index, role);
+    kv->page_table = stage_ints(s, kv->page_table, kv->n_seqs * kv->page_table_stride);
+    kv->cu_seqlens_k = stage_ints(s, kv->cu_seqlens_k, kv->n_seqs + 1);
+    kv->kv_lens = stage_ints(s, kv->kv_lens, kv->n_seqs);
+}
+
+static void stage_weight(stage *s, msa_weight *weight)
+{
+    stage_tensor(s, &weight->w, INPUT);
+    stage_tensor(s, &weight->scales, INPUT);
+}
+
+/* ---- two runs -------------------------------------------------------------------------------- */
+
+static void download(const stage *s, const copy *c, unsigned char *bytes)
+{
+    EXPECT_OK(msa_memory_download(s->ctx, bytes, c->device, c->bytes));
+}
+
+/* After the direct call: keep the outputs, look at the inputs, restore what was there before. */
+static void stage_keep_results(stage *s)
+{
+    for (int i = 0; i < s->n; i++) {
+        copy *c = &s->copies[i];
+        if (c->role == SCRATCH) continue;
+        c->result = malloc(c->bytes + 1);
+        assert_non_null(c->result);
+        download(s, c, c->result);
+        if (c->role == OUTPUT) {
+            EXPECT_OK(msa_memory_upload(s->ctx, c->device, c->host, c->bytes));
+        } else if (memcmp(c->result, c->host, c->bytes) != 0) {
+            fail_msg("an input of %zu bytes was written", c->bytes);
+        }
+    }
+}
+
+/* After the recorded call: the same bytes, which become the caller's. */
+static void stage_take_results(stage *s)
+{
+    for (int i = 0; i < s->n; i++) {
+        copy *c = &s->copies[i];
+        if (c->role != OUTPUT) continue;
+        download(s, c, c->host);
+        for (size_t n = 0; n < c->bytes; n++) {
+            if (c->host[n] != c->result[n]) {
+                fail_msg("byte %zu of an output of %zu differs when recorded", n, c->bytes);
+            }
+        }
+    }
+}
+
+static void stage_free(stage *s)
+{
+    for (int i = 0; i < s->n; i++) {
+        copy *c = &s->copies[i];
+        msa_memory_free(s->ctx, c->memory, c->bytes + place_of(c));
+        free(c->result);
+    }
+    free(s->copies);
+}
+
+/* Make the call, then again from a recording; `call` is an expression. */
+#define RUN_TWICE(s, status, call)                                                                 \
+    do {                                                                                           \
+        (status) = (call);                                                                         \
+        if ((status) == MSA_OK) {                                                                  \
+            msa_graph *graph_ = NULL;                                                              \
+            EXPECT_OK(msa_context_synchronize((s)->ctx));                                          \
+            stage_keep_results(s);                                                                 \
+            EXPECT_OK(msa_graph_begin((s)->ctx));                                                  \
+            EXPECT_OK(call);                                                                       \
+            EXPECT_OK(msa_graph_end((s)->ctx, &graph_));                                           \
+            EXPECT_OK(msa_graph_launch((s)->ctx, graph_));                                         \
+            EXPECT_OK(msa_context_synchronize((s)->ctx));                                          \
+            msa_graph_destroy((s)->ctx, graph_);                                                   \
+            stage_take_results(s);                                                                 \
+        }                                                                                          \
+        stage_free(s);                                                                             \
+    } while (0)
+
+/* ---- the operators --------------------------------------------------------------------------- */
+
+/* A function call_X(ctx, args) that stages `a`, a copy of the arguments, through `s`. */
+#define CALL(op, ...)                                                                              \
+    msa_status call_##op(msa_context *ctx, const msa_##op##_args *args)                            \
+    {                                                                                              \
+        if (!msa_context_uses_device_memory(ctx)) return msa_##op(ctx, args);                      \
+        stage staged = {ctx, NULL, 0, 0}, *s = &staged;                                            \
+        msa_##op##_args copied = *args, *a = &copied;                                              \
+        msa_status status;                                                                         \
+        __VA_ARGS__                                                                                \
+        RUN_TWICE(s, status, msa_##op(ctx, a));                                                    \
+        return status;                                                                             \
+    }
+
+/* The same with a plan and a workspace. */
+#define CALL_PLANNED(op, ...)                                                                      \
+    msa_status call_##op(msa_context *ctx, const msa_plan *plan, const msa_##op##_args *args,      \
+                         void *workspace, size_t workspace_bytes)                                  \
+    {                                                                                              \
+        if (!msa_context_uses_device_memory(ctx)) {                                                \
+            return msa_##op(ctx, plan, args, workspace, workspace_bytes);                          \
+        }                                                                                          \
+        stage staged = {ctx, NULL, 0, 0}, *s = &staged;                                            \
+        msa_##op##_args copied = *args, *a = &copied;                                              \
+        msa_status status;                                                                         \
+        __VA_ARGS__                                                                                \
+        workspace = stage_bytes(s, workspace, workspace_bytes, SCRATCH);                           \
+        RUN_TWICE(s, status, msa_##op(ctx, plan, a, workspace, workspace_bytes));                  \
+        return status;                                                                             \
+    }
+
+CALL_PLANNED(select, {
+    stage_tensor(s, &a->q_index, INPUT);
+    a->cu_seqlens_q = stage_ints(s, a->cu_seqlens_q, a->kv.n_seqs + 1);
+    stage_view(s, &a->kv, INPUT);
+    stage_tensor(s, &a->blocks, OUTPUT);
+    stage_tensor(s, &a->block_scores, OUTPUT);
+    stage_tensor(s, &a->index_lse, OUTPUT);
+})
+
+CALL(block_topk, {
+    stage_tensor(s, &a->scores, INPUT);
+    a->n_visible = stage_ints(s, a->n_visible, a->scores.shape[0]);
+    stage_tensor(s, &a->blocks, OUTPUT);
+})
+
+CALL_PLANNED(attend, {
+    stage_tensor(s, &a->q, INPUT);
+    a->cu_seqlens_q = stage_ints(s, a->cu_seqlens_q, a->kv.n_seqs + 1);
+    stage_view(s, &a->kv, INPUT);
+    stage_tensor(s, &a->blocks, INPUT);
+    stage_tensor(s, &a->out, OUTPUT);
+    stage_tensor(s, &a->lse, OUTPUT);
+})
+
+CALL_PLANNED(dense_attend, {
+    stage_tensor(s, &a->q, INPUT);
+    a->cu_seqlens_q = stage_ints(s, a->cu_seqlens_q, a->kv.n_seqs + 1);
+    stage_view(s, &a->kv, INPUT);
+    a->sink_logit = stage_bytes(s, a->sink_logit, (size_t)a->q.shape[1] * sizeof(float), INPUT);
+    stage_tensor(s, &a->out, OUTPUT);
+    stage_tensor(s, &a->lse, OUTPUT);
+})
+
+CALL(attend_merge, {
+    stage_tensor(s, &a->out_a, INPUT);
+    stage_tensor(s, &a->lse_a, INPUT);
+    stage_tensor(s, &a->out_b, INPUT);
+    stage_tensor(s, &a->lse_b, INPUT);
+    stage_tensor(s, &a->out, OUTPUT);
+    stage_tensor(s, &a->lse, OUTPUT);
+})
+
+CALL(kv_append, {
+    stage_tensor(s, &a->k, INPUT);
+    stage_tensor(s, &a->v, INPUT);
+    stage_tensor(s, &a->k_index, INPUT);
+    a->cu_seqlens_q = stage_ints(s, a->cu_seqlens_q, a->kv.n_seqs + 1);
+    stage_view(s, &a->kv, OUTPUT);
+})
+
+CALL(embed, {
+    stage_tensor(s, &a->table, INPUT);
+    a->ids = stage_ints(s, a->ids, a->out.shape[0]);
+    stage_tensor(s, &a->out, OUTPUT);
+})
+
+CALL(rmsnorm, {
+    stage_tensor(s, &a->x, INPUT);
+    stage_tensor(s, &a->weight, INPUT);
+    stage_tensor(s, &a->out, OUTPUT);
+})
+
+CALL(rope, {
+    stage_tensor(s, &a->x, INPUT);
+    a->positions = stage_ints(s, a->positions, a->x.shape[0]);
+    a->inv_freq = stage_bytes(s, a->inv_freq, (size_t)a->n_freqs * sizeof(float), INPUT);
+    stage_tensor(s, &a->out, OUTPUT);
+})
+
+CALL_PLANNED(linear, {
+    stage_tensor(s, &a->x, INPUT);
+    stage_weight(s, &a->weight);
+    stage_tensor(s, &a->out, OUTPUT);
+})
+
+CALL(swiglu, {
+    stage_tensor(s, &a->gate, INPUT);
+    stage_tensor(s, &a->up, INPUT);
+    stage_tensor(s, &a->out, OUTPUT);
+})
+
+CALL(router, {
+    size_t n = (size_t)(a->x.shape[0] * a->topk);
+    stage_tensor(s, &a->x, INPUT);
+    stage_tensor(s, &a->weight, INPUT);
+    stage_tensor(s, &a->bias, INPUT);
+    a->ids = stage_bytes(s, a->ids, n * sizeof(int32_t), OUTPUT);
+    a->weights = stage_bytes(s, a->weights, n * sizeof(float), OUTPUT);
+})
+
+/* The MLPs are host structs that hold device tensors. */
+static msa_mlp_weights *stage_mlps(stage *s, const msa_mlp_weights *mlps, int32_t n)
+{
+    if (!mlps || n <= 0) return NULL;
+    msa_mlp_weights *staged = malloc((size_t)n * sizeof(*staged));
+    assert_non_null(staged);
+    for (int32_t i = 0; i < n; i++) {
+        staged[i] = mlps[i];
+        stage_weight(s, &staged[i].gate);
+        stage_weight(s, &staged[i].up);
+        stage_weight(s, &staged[i].down);
+    }
+    return staged;
+}
+
+msa_status call_moe(msa_context *ctx, const msa_plan *plan, const msa_moe_args *args,
+                    void *workspace, size_t workspace_bytes)
+{
+    if (!msa_context_uses_device_memory(ctx)) {
+        return msa_moe(ctx, plan, args, workspace, workspace_bytes);
+    }
+    stage s = {ctx, NULL, 0, 0};
+    msa_moe_args a = *args;
+    int64_t n_choices = a.x.shape[0] * a.topk;
+    msa_status status;
+    stage_tensor(&s, &a.x, INPUT);
+    a.ids = stage_ints(&s, a.ids, n_choices);
+    a.weights = stage_bytes(&s, a.weights, (size_t)n_choices * sizeof(float), INPUT);
+    msa_mlp_weights *experts = stage_mlps(&s, a.experts, a.n_experts);
+    msa_mlp_weights *shared = stage_mlps(&s, a.shared, 1);
+    a.experts = experts;
+    a.shared = shared;
+    stage_tensor(&s, &a.out, OUTPUT);
+    workspace = stage_bytes(&s, workspace, workspace_bytes, SCRATCH);
+    RUN_TWICE(&s, status, msa_moe(ctx, plan, &a, workspace, workspace_bytes));
+    free(experts);
+    free(shared);
+    return status;
+}

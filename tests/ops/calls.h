@@ -1,0 +1,33 @@
+/* Operators called with host memory, whatever memory the context's backend works on.
+ *
+ * On a host backend call_X is msa_X. A device backend gets copies of every tensor and array of the
+ * arguments, each in an allocation of exactly its size and as aligned as the original, poison and
+ * padding included. Then the call is made twice, directly and from a recording: the outputs must be
+ * the same bytes, the inputs untouched; then the outputs come back.
+ */
+#ifndef MSA_TESTS_CALLS_H
+#define MSA_TESTS_CALLS_H
+
+#include "msa/layer.h"
+
+msa_status call_select(msa_context *ctx, const msa_plan *plan, const msa_select_args *args,
+                       void *workspace, size_t workspace_bytes);
+msa_status call_block_topk(msa_context *ctx, const msa_block_topk_args *args);
+msa_status call_attend(msa_context *ctx, const msa_plan *plan, const msa_attend_args *args,
+                       void *workspace, size_t workspace_bytes);
+msa_status call_dense_attend(msa_context *ctx, const msa_plan *plan,
+                             const msa_dense_attend_args *args, void *workspace,
+                             size_t workspace_bytes);
+msa_status call_attend_merge(msa_context *ctx, const msa_attend_merge_args *args);
+msa_status call_kv_append(msa_context *ctx, const msa_kv_append_args *args);
+msa_status call_embed(msa_context *ctx, const msa_embed_args *args);
+msa_status call_rmsnorm(msa_context *ctx, const msa_rmsnorm_args *args);
+msa_status call_rope(msa_context *ctx, const msa_rope_args *args);
+msa_status call_linear(msa_context *ctx, const msa_plan *plan, const msa_linear_args *args,
+                       void *workspace, size_t workspace_bytes);
+msa_status call_swiglu(msa_context *ctx, const msa_swiglu_args *args);
+msa_status call_router(msa_context *ctx, const msa_router_args *args);
+msa_status call_moe(msa_context *ctx, const msa_plan *plan, const msa_moe_args *args,
+                    void *workspace, size_t workspace_bytes);
+
+#endif
