@@ -1,5 +1,5 @@
-/* dense_attend: not written yet. */
-#include "backend/cuda/cuda_device.h"
+/* dense_attend: causal attention over every visible key, (M2), (M11). */
+#include "backend/cuda/dense_attend.cuh"
 
 size_t cuda_dense_attend_workspace(const msa_context *ctx, const msa_dense_attend_args *args)
 {
@@ -8,5 +8,7 @@ size_t cuda_dense_attend_workspace(const msa_context *ctx, const msa_dense_atten
 
 msa_status cuda_dense_attend(msa_context *ctx, const msa_dense_attend_args *args, void *workspace)
 {
-    return MSA_FAIL(MSA_EUNSUPPORTED, "dense_attend: not on the cuda backend");
+    if (args->q.shape[0] == 0) return MSA_OK;
+    MSA_CUDA_TRY("dense_attend", cudaSetDevice(cuda_state(ctx)->device));
+    return cuda_dense_generic(ctx, args);
 }
