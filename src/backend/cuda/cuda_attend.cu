@@ -1,5 +1,5 @@
-/* attend: not written yet. */
-#include "backend/cuda/cuda_device.h"
+/* attend: the entry. */
+#include "backend/cuda/attend.h"
 
 size_t cuda_attend_workspace(const msa_context *ctx, const msa_attend_args *args)
 {
@@ -8,5 +8,7 @@ size_t cuda_attend_workspace(const msa_context *ctx, const msa_attend_args *args
 
 msa_status cuda_attend(msa_context *ctx, const msa_attend_args *args, void *workspace)
 {
-    return MSA_FAIL(MSA_EUNSUPPORTED, "attend: not on the cuda backend");
+    if (args->q.shape[0] == 0) return MSA_OK;
+    MSA_CUDA_TRY("attend", cudaSetDevice(cuda_state(ctx)->device));
+    return cuda_attend_generic(ctx, args);
 }

@@ -1,0 +1,17 @@
+/* Attention over selected blocks: what the files of the operator share. cuda_attend.cu chooses a
+ * path and calls one of the launchers below. */
+#ifndef MSA_CUDA_ATTEND_H
+#define MSA_CUDA_ATTEND_H
+
+#include "backend/cuda/cuda_device.h"
+
+/* Generic (attend_generic.cu): the whole contract, one CTA per (token, group). No workspace. */
+msa_status cuda_attend_generic(msa_context *ctx, const msa_attend_args *args);
+
+/* Decode (attend_decode.cu): few query tokens a sequence. choose_path() prefers it for T <= 16 B.
+ */
+int cuda_attend_decode_supports(const msa_attend_args *args);
+size_t cuda_attend_decode_workspace(const msa_context *ctx, const msa_attend_args *args);
+msa_status cuda_attend_decode(msa_context *ctx, const msa_attend_args *args, void *workspace);
+
+#endif
