@@ -32,10 +32,11 @@ typedef struct msa_cache_args {
 } msa_cache_args;
 MSA_ARGS_INIT(msa_cache_args)
 
-/* Create a pool. Memory is reserved at once and touched only as tokens arrive.
+/* Create a pool. Pages lie in the memory of the context's operators (memory.h); it is reserved at
+ * once and, on a host backend, touched only as tokens arrive.
  *
  * Ownership *out is owned: msa_cache_destroy; ctx is retained
- * Errors    MSA_EINVAL, MSA_ENOMEM
+ * Errors    MSA_EINVAL, MSA_ENOMEM, MSA_EDEVMEM
  */
 MSA_API MSA_CHECK_RESULT msa_status msa_cache_create(msa_cache **out, msa_context *ctx,
                                                      const msa_cache_args *args);
@@ -64,11 +65,20 @@ MSA_API int64_t msa_cache_length(const msa_cache *cache, int32_t seq); /* tokens
 MSA_API int64_t msa_cache_free_tokens(const msa_cache *cache);         /* in whole free pages */
 MSA_API int64_t msa_cache_bytes_per_token(const msa_cache *cache);     /* all layers, all lanes */
 
+/* A number that changes whenever the page list of an open sequence does, and that no other list of
+ * this cache has or had: rows of a page table kept elsewhere are good while it stays. -1 if not open.
+ */
+MSA_API int64_t msa_cache_page_version(const msa_cache *cache, int32_t seq);
+
 /* View of one layer for a batch of sequences.
  *
  * seqs      [n_seqs] sequence ids
  * table     [n_seqs * table_stride] filled with the sequences' page ids; borrowed by the view
  * kv_lens   [n_seqs] filled with the lengths; borrowed by the view
+ *
+ * All three are host memory. Where operators take device memory, upload table and kv_lens and point
+ * the view at the copies; its tensors lie on the device already.
+ *
  * Errors    MSA_EINVAL a sequence not open, table_stride below a sequence's pages
  */
 MSA_API MSA_CHECK_RESULT msa_status msa_cache_view(const msa_cache *cache, int32_t layer,

@@ -18,21 +18,26 @@ typedef struct msa_session msa_session;
 #define MSA_ATTENTION_SPARSE 0 /* as the model was made */
 #define MSA_ATTENTION_DENSE 1  /* every layer over every key: the comparison */
 
+/* flags: on a device backend, launch the operators of a step one by one, as with taps. Without it a
+ * shape of batch that comes again is recorded and from then on launched as a whole. */
+#define MSA_ENGINE_NO_GRAPHS 1u
+
 typedef struct msa_engine_args {
     uint32_t struct_size;
-    uint32_t flags;
+    uint32_t flags;                                 /* MSA_ENGINE_… */
     msa_dtype activation_dtype;                     /* f32 or bf16 (f16 too) */
     msa_dtype k_dtype, v_dtype, k_index_dtype;      /* f32, bf16 or fp8_e4m3 */
     int64_t max_tokens;                             /* pool capacity over all sessions, >= 1 */
     int32_t max_sessions;                           /* 0: 1 */
-    int32_t chunk_tokens;                           /* prefill piece; 0: 512 */
+    int32_t chunk_tokens;                           /* prefill piece; 0: 512, on a device 8192 */
     int32_t attention;                              /* MSA_ATTENTION_… */
     int32_t reserved;
 } msa_engine_args;
 MSA_ARGS_INIT(msa_engine_args)
 
-/* Ownership *out is owned: msa_engine_destroy; ctx and model are retained.
- * Errors    MSA_EINVAL, MSA_ENOMEM */
+/* Ownership *out is owned: msa_engine_destroy; ctx and model are retained. The model is loaded
+ *           (msa_model_load) if it was not.
+ * Errors    MSA_EINVAL, MSA_ENOMEM, MSA_EDEVMEM */
 MSA_API MSA_CHECK_RESULT msa_status msa_engine_create(msa_engine **out, msa_context *ctx,
                                                       const msa_model *model,
                                                       const msa_engine_args *args);

@@ -35,6 +35,26 @@ MSA_API MSA_CHECK_RESULT msa_status msa_memory_download(msa_context *ctx, void *
 MSA_API MSA_CHECK_RESULT msa_status msa_memory_copy(msa_context *ctx, void *dst, const void *src,
                                                     size_t bytes);
 
+/* Host memory that the device copies from and to at full speed: page-locked on a device backend.
+ *
+ * Ownership *out is owned: msa_memory_free_host with the same context and size
+ * Errors    MSA_ENOMEM naming the bytes
+ */
+MSA_API MSA_CHECK_RESULT msa_status msa_memory_alloc_host(msa_context *ctx, size_t bytes,
+                                                          void **out);
+MSA_API void msa_memory_free_host(msa_context *ctx, void *ptr, size_t bytes); /* NULL is allowed */
+
+/* Upload and download that return at once. The host side is memory of msa_memory_alloc_host, to be
+ * left alone until msa_context_synchronize. Errors: MSA_EDEVICE, possibly from earlier work */
+MSA_API MSA_CHECK_RESULT msa_status msa_memory_upload_async(msa_context *ctx, void *dst,
+                                                            const void *src, size_t bytes);
+MSA_API MSA_CHECK_RESULT msa_status msa_memory_download_async(msa_context *ctx, void *dst,
+                                                              const void *src, size_t bytes);
+
+/* Free and total bytes of the device's memory; 0 and 0 on a host backend. Errors: MSA_EDEVICE */
+MSA_API MSA_CHECK_RESULT msa_status msa_memory_info(msa_context *ctx, int64_t *free_bytes,
+                                                    int64_t *total_bytes);
+
 /* Wait until all work of the context is done. */
 MSA_API MSA_CHECK_RESULT msa_status msa_context_synchronize(msa_context *ctx);
 

@@ -89,7 +89,8 @@ MSA_ARGS_INIT(msa_model_info)
 typedef struct msa_model msa_model;
 
 /* Open a model folder: config.json (released M3 layout, or the flattened transformers-5 layout) and
- * safetensors by mmap, released or transformers tensor names. Lazy: weights are read when used.
+ * safetensors by mmap, released or transformers tensor names. Lazy: weights are read when used, or
+ * copied to a device by msa_model_load.
  *
  * Ownership *out is owned: msa_model_close; ctx is retained
  * Errors    MSA_EIO, MSA_EFORMAT: file, tensor or key, value and rule; MSA_EUNSUPPORTED a config
@@ -132,6 +133,15 @@ MSA_API MSA_CHECK_RESULT msa_status msa_model_generation_config(const msa_model 
 typedef void (*msa_progress_fn)(void *user, int64_t done, int64_t total);
 MSA_API MSA_CHECK_RESULT msa_status msa_model_verify(const msa_model *model,
                                                      msa_progress_fn progress, void *user);
+
+/* Bring the weights to where the operators of the model's context read them. A device backend copies
+ * them once; on a host backend they stay mapped and nothing happens. msa_engine_create does it
+ * silently when it has not been done. done and total are bytes; progress may be NULL.
+ *
+ * Errors    MSA_EDEVMEM with the sizes; MSA_ENOMEM, MSA_EDEVICE
+ */
+MSA_API MSA_CHECK_RESULT msa_status msa_model_load(msa_model *model, msa_progress_fn progress,
+                                                   void *user);
 
 /* Write a small random M3-shaped checkpoint with tokenizer, as real folders look.
  *

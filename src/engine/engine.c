@@ -5,11 +5,16 @@
 #include "base/arena.h"
 #include "base/args.h"
 #include "base/error.h"
+#include "msa/memory.h"
 
 #include <string.h>
 
 #define MAX_CHUNK_TOKENS (1 << 20)
 #define MAX_SESSIONS     (1 << 16)
+
+/* Prefill pieces: large enough to keep a processor's or a device's units busy. */
+#define HOST_CHUNK_TOKENS   512
+#define DEVICE_CHUNK_TOKENS 8192
 
 /* ---- creation ----------------------------------------------------------------------------- */
 
@@ -20,11 +25,21 @@ static msa_status check_range(const char *name, int64_t value, int64_t low, int6
                     (long long)low, (long long)high);
 }
 
-static msa_status complete_args(msa_engine_args *args, const msa_engine_args *caller_args)
+static msa_status complete_args(const msa_context *ctx, msa_engine_args *args,
+                                const msa_engine_args *caller_args)
 {
     MSA_TRY(msa__args_copy("engine", args, sizeof(*args), caller_args));
+    if (args->flags & ~MSA_ENGINE_NO_GRAPHS) {
+        return MSA_FAIL(MSA_EINVAL, "engine: flags = %#x, must be a sum of MSA_ENGINE_… flags",
+                        args->flags);
+    }
     if (args->max_sessions == 0) args->max_sessions = 1;
-    if (args->chunk_tokens == 0) args->chunk_tokens = 512;
+    if (args->chunk_tokens == 0) {
+        int32_t chunk =
+            msa_context_uses_device_memory(ctx) ? DEVICE_CHUNK_TOKENS : HOST_CHUNK_TOKENS;
+        args->chunk_tokens =
+            args->max_tokens > 0 && args->max_tokens < chunk ? (int32_t)args->max_tokens : chunk;
+    }
     if (args->activation_dtype != MSA_DTYPE_F32 && args->activation_dtype != MSA_DTYPE_BF16 &&
         args->activation_dtype != MSA_DTYPE_F16) {
         return MSA_FAIL(MSA_EINVAL, "engine: activation_dtype = %d (%s), must be f32, bf16 or f16",
@@ -34,6 +49,29 @@ static msa_status complete_args(msa_engine_args *args, const msa_engine_args *ca
     MSA_TRY(check_range("max_sessions", args->max_sessions, 1, MAX_SESSIONS));
     MSA_TRY(check_range("chunk_tokens", args->chunk_tokens, 1, MAX_CHUNK_TOKENS));
     return check_range("attention", args->attention, MSA_ATTENTION_SPARSE, MSA_ATTENTION_DENSE);
+}
+
+/* A device's memory does not grow: refuse a cache that cannot fit, and say what would. */
+static msa_status check_device_memory(const msa_engine *engine, const msa_cache_args *args)
+{
+    int64_t free_bytes, total_bytes, n_index = 0;
+    if (!msa_context_uses_device_memory(engine->ctx)) return MSA_OK;
+    MSA_TRY(msa_memory_info(engine->ctx, &free_bytes, &total_bytes));
+    for (int32_t i = 0; i < args->n_layers && args->index_dim > 0; i++) {
+        n_index += args->layer_has_index[i];
+    }
+    int64_t row = (int64_t)args->n_kv_heads * args->head_dim;
+    int64_t token_bytes =
+        args->n_layers * row *
+            (int64_t)(msa_dtype_bytes(args->k_dtype) + msa_dtype_bytes(args->v_dtype)) +
+        n_index * args->index_dim * (int64_t)msa_dtype_bytes(args->k_index_dtype);
+    if (args->max_tokens <= free_bytes / token_bytes) return MSA_OK;
+    return MSA_FAIL(MSA_EDEVMEM,
+                    "engine: max_tokens = %lld, its cache takes %lld bytes a token and the device "
+                    "has %lld bytes free of %lld: at most %lld tokens fit; fewer tokens or fp8 "
+                    "caches need less",
+                    (long long)args->max_tokens, (long long)token_bytes, (long long)free_bytes,
+                    (long long)total_bytes, (long long)(free_bytes / token_bytes));
 }
 
 /* MSA layers have an index lane, unless every layer is dense in this engine. */
@@ -60,6 +98,7 @@ static msa_status create_cache(msa_engine *engine)
     args.k_dtype = engine->args.k_dtype;
     args.v_dtype = engine->args.v_dtype;
     args.k_index_dtype = engine->args.k_index_dtype;
+    MSA_TRY(check_device_memory(engine, &args));
     return msa_cache_create(&engine->cache, engine->ctx, &args);
 }
 
@@ -71,6 +110,7 @@ static msa_status create_forward(msa_engine *engine)
     args.max_tokens = engine->args.chunk_tokens;
     args.max_seqs = engine->max_batch;
     args.max_pages = msa__ceil_div(engine->args.max_tokens, engine->model->config.block_size);
+    args.no_graphs = (engine->args.flags & MSA_ENGINE_NO_GRAPHS) != 0;
     return msa__forward_create(&engine->forward, engine->ctx, engine->model, engine->cache, &args);
 }
 
@@ -112,6 +152,8 @@ static msa_status create_parts(msa_engine *engine)
     engine->max_batch = engine->args.max_sessions < engine->args.chunk_tokens
                             ? engine->args.max_sessions
                             : engine->args.chunk_tokens;
+    /* Loading changes where the weights are read, not what they are. */
+    MSA_TRY(msa_model_load((msa_model *)(uintptr_t)engine->model, NULL, NULL));
     MSA_TRY(create_cache(engine));
     MSA_TRY(create_forward(engine));
     return create_batch(engine);
@@ -125,7 +167,7 @@ msa_status msa_engine_create(msa_engine **out, msa_context *ctx, const msa_model
     if (!ctx) return MSA_FAIL(MSA_EINVAL, "engine: ctx = NULL, must be a context");
     if (!model) return MSA_FAIL(MSA_EINVAL, "engine: model = NULL, must be an open model");
     msa_engine_args args;
-    MSA_TRY(complete_args(&args, caller_args));
+    MSA_TRY(complete_args(ctx, &args, caller_args));
     const msa_allocator *allocator = msa__context_allocator(ctx);
     msa_engine *engine = allocator->alloc(allocator->user, sizeof(*engine), 64);
     if (!engine) return MSA_FAIL(MSA_ENOMEM, "engine: no memory for the engine");

@@ -30,9 +30,9 @@ struct msa_session {
     int32_t has_logits;
     int64_t n_tokens;
     int32_t *tokens; /* [session_tokens] */
-    float *logits;   /* [vocab] after the last token, when has_logits */
+    float *logits;   /* [vocab] after the last token, when has_logits; page-locked */
     int64_t blocks_read, blocks_visible;
-    size_t allocated_bytes; /* of the session, its tokens and logits in one piece */
+    size_t allocated_bytes; /* of the session and its tokens in one piece */
 };
 
 /* One forward pass. Without keep_logits the sessions' last logits are not computed (and not kept),

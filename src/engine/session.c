@@ -4,6 +4,7 @@
 #include "base/args.h"
 #include "base/error.h"
 #include "engine/engine.h"
+#include "msa/memory.h"
 
 #include <string.h>
 
@@ -13,12 +14,15 @@ static msa_status check_session(const char *op, const msa_session *session)
     return MSA_FAIL(MSA_EINVAL, "%s: session = NULL, must be a session", op);
 }
 
-static void lay_out(msa_session **session, const msa_engine *engine, msa__arena *arena,
-                    float **logits, int32_t **tokens)
+static size_t logits_bytes(const msa_engine *engine)
 {
-    size_t row_bytes = (size_t)engine->model->config.vocab_size * sizeof(**logits);
+    return (size_t)engine->model->config.vocab_size * sizeof(float);
+}
+
+static void lay_out(msa_session **session, const msa_engine *engine, msa__arena *arena,
+                    int32_t **tokens)
+{
     *session = msa__arena_take(arena, 1, sizeof(**session));
-    *logits = msa__arena_take(arena, 1, row_bytes);
     *tokens = msa__arena_take(arena, engine->session_tokens, sizeof(**tokens));
 }
 
@@ -27,23 +31,28 @@ static msa_status allocate(msa_session **out, msa_engine *engine)
 {
     const msa_allocator *allocator = msa__context_allocator(engine->ctx);
     msa_session *session;
-    float *logits;
     int32_t *tokens;
     msa__arena arena = {NULL, 0, 0};
-    lay_out(&session, engine, &arena, &logits, &tokens);
+    lay_out(&session, engine, &arena, &tokens);
     void *memory = arena.overflow ? NULL : allocator->alloc(allocator->user, arena.used, 64);
     if (!memory) {
         return MSA_FAIL(MSA_ENOMEM, "session: no memory for %lld tokens",
                         (long long)engine->session_tokens);
     }
     arena = (msa__arena){memory, 0, 0};
-    lay_out(&session, engine, &arena, &logits, &tokens);
+    lay_out(&session, engine, &arena, &tokens);
     memset(session, 0, sizeof(*session));
     session->engine = engine;
     session->seq = -1;
     session->tokens = tokens;
-    session->logits = logits;
     session->allocated_bytes = arena.used;
+    void *logits;
+    msa_status status = msa_memory_alloc_host(engine->ctx, logits_bytes(engine), &logits);
+    if (status != MSA_OK) {
+        msa_session_destroy(session);
+        return status;
+    }
+    session->logits = logits;
     *out = session;
     return MSA_OK;
 }
@@ -82,8 +91,7 @@ msa_status msa_session_fork(msa_session **out, const msa_session *source)
     session->has_logits = source->has_logits;
     memcpy(session->tokens, source->tokens, (size_t)source->n_tokens * sizeof(*source->tokens));
     if (source->has_logits) {
-        memcpy(session->logits, source->logits,
-               (size_t)source->engine->model->config.vocab_size * sizeof(*source->logits));
+        memcpy(session->logits, source->logits, logits_bytes(source->engine));
     }
     *out = session;
     return MSA_OK;
@@ -95,6 +103,7 @@ void msa_session_destroy(msa_session *session)
     const msa_engine *engine = session->engine;
     if (session->seq >= 0 && msa_cache_close(engine->cache, session->seq) != MSA_OK) return;
     const msa_allocator *allocator = msa__context_allocator(engine->ctx);
+    msa_memory_free_host(engine->ctx, session->logits, logits_bytes(engine));
     allocator->free(allocator->user, session, session->allocated_bytes);
 }
 

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "base/overflow.h"
 #include "engine/checksum.h"
+#include "msa/memory.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -36,37 +37,46 @@ static msa_status transfer(stream *s, void *data, size_t bytes)
     return MSA_FAIL(MSA_EFORMAT, "session file: %s: ends early", s->path);
 }
 
-/* The tokens of one page in one lane; [pages, (Hkv,) P, dim] with contiguous tiles. */
-static msa_status transfer_tiles(stream *s, const msa_tensor *lane, int64_t page, int64_t n_tokens)
+/* The tokens of one page in one lane; [pages, (Hkv,) P, dim] with contiguous tiles. A page that
+ * lies on a device comes to the host, or goes back from there, as a whole. */
+static msa_status transfer_page(stream *s, const msa__forward *forward, const msa_tensor *lane,
+                                int64_t page, int64_t n_tokens)
 {
     if (!lane->data) return MSA_OK;
     size_t element = msa_dtype_bytes(lane->dtype);
     int has_heads = lane->n_dims == 4;
     int64_t n_heads = has_heads ? lane->shape[1] : 1;
-    int64_t head_stride = has_heads ? lane->stride[1] : 0;
+    size_t head_bytes = has_heads ? (size_t)lane->stride[1] * element : 0;
     size_t tile_bytes = (size_t)(n_tokens * lane->shape[lane->n_dims - 1]) * element;
-    for (int64_t head = 0; head < n_heads; head++) {
-        int64_t offset = page * lane->stride[0] + head * head_stride;
-        MSA_TRY(transfer(s, (unsigned char *)lane->data + (size_t)offset * element, tile_bytes));
+    size_t page_bytes = (size_t)lane->stride[0] * element;
+    unsigned char *on_device = (unsigned char *)lane->data + (size_t)page * page_bytes;
+    unsigned char *data = forward->host_copy ? forward->host_copy : on_device;
+    if (forward->host_copy && s->writing) {
+        MSA_TRY(msa_memory_download(forward->ctx, data, on_device, page_bytes));
     }
-    return MSA_OK;
+    for (int64_t head = 0; head < n_heads; head++) {
+        MSA_TRY(transfer(s, data + (size_t)head * head_bytes, tile_bytes));
+    }
+    if (!forward->host_copy || s->writing) return MSA_OK;
+    return msa_memory_upload(forward->ctx, on_device, data, page_bytes);
 }
 
 static msa_status transfer_cache(stream *s, msa_session *session)
 {
     msa_engine *engine = session->engine;
-    msa__forward *forward = &engine->forward;
+    const msa__forward *forward = &engine->forward;
     int64_t block = engine->model->config.block_size;
     for (int32_t layer = 0; layer < engine->model->config.n_layers; layer++) {
         msa_kv_view view;
-        MSA_TRY(msa_cache_view(engine->cache, layer, &session->seq, 1, forward->page_table,
-                               forward->args.max_pages, forward->kv_lens, &view));
+        int32_t length;
+        MSA_TRY(msa_cache_view(engine->cache, layer, &session->seq, 1, forward->host_page_table,
+                               forward->args.max_pages, &length, &view));
         for (int64_t first = 0; first < session->n_tokens; first += block) {
             int64_t left = session->n_tokens - first, page = view.page_table[first / block];
             int64_t n_tokens = left < block ? left : block;
-            MSA_TRY(transfer_tiles(s, &view.k, page, n_tokens));
-            MSA_TRY(transfer_tiles(s, &view.v, page, n_tokens));
-            MSA_TRY(transfer_tiles(s, &view.k_index, page, n_tokens));
+            MSA_TRY(transfer_page(s, forward, &view.k, page, n_tokens));
+            MSA_TRY(transfer_page(s, forward, &view.v, page, n_tokens));
+            MSA_TRY(transfer_page(s, forward, &view.k_index, page, n_tokens));
         }
     }
     return MSA_OK;

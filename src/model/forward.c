@@ -1,320 +1,145 @@
-/* The layers of one forward pass, in the order of docs/architecture.md. */
-#include "model/forward.h"
+/* Running one batch: its arrays to the operators, the operators, the logits to the caller. */
+#include "model/forward_pass.h"
 
+#include "base/arena.h"
 #include "base/error.h"
 
 #include <string.h>
 
-/* What the functions below share while one batch runs. */
-typedef struct {
-    msa__forward *forward;
-    const msa__config *config;
-    const msa__batch *batch;
-    int64_t n_tokens;
-} pass;
+/* ---- the arrays of a step ----------------------------------------------------------------- */
 
-static msa_tensor rows(const void *data, msa_dtype dtype, int64_t n_rows, int64_t width)
+size_t msa__step_lay_out(void *memory, int32_t n_tokens, int32_t n_seqs, int32_t n_rows,
+                         msa__step *step)
 {
-    return msa_tensor_make(data, dtype, 2, n_rows, width, 0, 0);
+    msa__arena arena = {memory, 0, 0};
+    step->tokens = msa__arena_take(&arena, n_tokens, sizeof(int32_t));
+    step->positions = msa__arena_take(&arena, n_tokens, sizeof(int32_t));
+    step->rows = msa__arena_take(&arena, n_rows, sizeof(int32_t));
+    step->cu_seqlens = msa__arena_take(&arena, (int64_t)n_seqs + 1, sizeof(int32_t));
+    step->kv_lens = msa__arena_take(&arena, n_seqs, sizeof(int32_t));
+    return arena.used;
 }
 
-static msa_tensor heads(const void *data, msa_dtype dtype, int64_t n_rows, int64_t n_heads,
-                        int64_t dim)
+/* Tokens of a sequence whose logits are wanted. */
+static int32_t wanted_rows(const msa__batch *batch, int32_t i)
 {
-    return msa_tensor_make(data, dtype, 3, n_rows, n_heads, dim, 0);
+    const msa__logits_request *request = &batch->requests[i];
+    if (request->all) return batch->cu_seqlens[i + 1] - batch->cu_seqlens[i];
+    return request->last != NULL;
 }
 
-/* ---- operators with this pass's constants filled in --------------------------------------- */
-
-static msa_status rmsnorm(const pass *p, msa_tensor x, const msa_tensor *weight, msa_tensor out)
+static void fill_step(const msa__forward *f, const msa__batch *batch, const msa__step *step)
 {
-    msa_rmsnorm_args args;
-    msa_rmsnorm_args_init(&args);
-    args.x = x;
-    args.weight = *weight;
-    args.eps = p->config->rms_norm_eps;
-    args.one_plus = p->config->norm_one_plus;
-    args.out = out;
-    return msa_rmsnorm(p->forward->ctx, &args);
-}
-
-static msa_status linear(const pass *p, msa_tensor x, const msa_weight *weight, msa_tensor out,
-                         int32_t accumulate)
-{
-    const msa__forward *f = p->forward;
-    msa_linear_args args;
-    msa_linear_args_init(&args);
-    args.x = x;
-    args.weight = *weight;
-    args.accumulate = accumulate;
-    args.out = out;
-    return msa_linear(f->ctx, &f->linear, &args, f->workspace, f->workspace_bytes);
-}
-
-/* Per-head norm in place, then RoPE with the one rounding to out's dtype. */
-static msa_status norm_and_rotate(const pass *p, msa_tensor x, const msa_tensor *norm,
-                                  msa_tensor out)
-{
-    if (norm->data) MSA_TRY(rmsnorm(p, x, norm, x));
-    msa_rope_args args;
-    msa_rope_args_init(&args);
-    args.x = x;
-    args.positions = p->batch->positions;
-    args.inv_freq = p->forward->inv_freq;
-    args.n_freqs = p->config->rotary_dim / 2;
-    args.out = out;
-    return msa_rope(p->forward->ctx, &args);
-}
-
-/* ---- attention ---------------------------------------------------------------------------- */
-
-static msa_status project_main(const pass *p, const msa__layer_weights *w)
-{
-    const msa__forward *f = p->forward;
-    const msa__config *c = p->config;
-    int64_t n = p->n_tokens;
-    msa_tensor x = rows(f->normed, f->args.dtype, n, c->hidden_size);
-    int64_t q_width = (int64_t)c->n_q_heads * c->head_dim;
-    int64_t kv_width = (int64_t)c->n_kv_heads * c->head_dim;
-    MSA_TRY(linear(p, x, &w->q, rows(f->q_f32, MSA_DTYPE_F32, n, q_width), 0));
-    MSA_TRY(linear(p, x, &w->k, rows(f->k, MSA_DTYPE_F32, n, kv_width), 0));
-    MSA_TRY(linear(p, x, &w->v, rows(f->v, MSA_DTYPE_F32, n, kv_width), 0));
-    msa_tensor q = heads(f->q_f32, MSA_DTYPE_F32, n, c->n_q_heads, c->head_dim);
-    msa_tensor k = heads(f->k, MSA_DTYPE_F32, n, c->n_kv_heads, c->head_dim);
-    MSA_TRY(norm_and_rotate(p, q, &w->q_norm,
-                            heads(f->q, f->args.dtype, n, c->n_q_heads, c->head_dim)));
-    return norm_and_rotate(p, k, &w->k_norm, k);
-}
-
-/* (M4): one index query head per KV group, one index key head for all. */
-static msa_status project_index(const pass *p, const msa__layer_weights *w)
-{
-    const msa__forward *f = p->forward;
-    const msa__config *c = p->config;
-    int64_t n = p->n_tokens;
-    msa_tensor x = rows(f->normed, f->args.dtype, n, c->hidden_size);
-    int64_t q_width = (int64_t)c->n_kv_heads * c->index_dim;
-    MSA_TRY(linear(p, x, &w->index_q, rows(f->index_q_f32, MSA_DTYPE_F32, n, q_width), 0));
-    MSA_TRY(linear(p, x, &w->index_k, rows(f->index_k, MSA_DTYPE_F32, n, c->index_dim), 0));
-    msa_tensor q = heads(f->index_q_f32, MSA_DTYPE_F32, n, c->n_kv_heads, c->index_dim);
-    msa_tensor k = heads(f->index_k, MSA_DTYPE_F32, n, 1, c->index_dim);
-    MSA_TRY(norm_and_rotate(p, q, &w->index_q_norm,
-                            heads(f->index_q, f->args.dtype, n, c->n_kv_heads, c->index_dim)));
-    return norm_and_rotate(p, k, &w->index_k_norm, k);
-}
-
-static msa_status append(const pass *p, const msa_kv_view *view, int selects)
-{
-    const msa__forward *f = p->forward;
-    const msa__config *c = p->config;
-    msa_kv_append_args args;
-    msa_kv_append_args_init(&args);
-    args.k = heads(f->k, MSA_DTYPE_F32, p->n_tokens, c->n_kv_heads, c->head_dim);
-    args.v = heads(f->v, MSA_DTYPE_F32, p->n_tokens, c->n_kv_heads, c->head_dim);
-    if (selects) args.k_index = rows(f->index_k, MSA_DTYPE_F32, p->n_tokens, c->index_dim);
-    args.cu_seqlens_q = p->batch->cu_seqlens;
-    args.kv = *view;
-    args.block_size = c->block_size;
-    return msa_kv_append(f->ctx, &args);
-}
-
-static msa_status attend_selected(const pass *p, const msa_kv_view *view, int32_t layer,
-                                  const msa_taps *taps)
-{
-    const msa__forward *f = p->forward;
-    const msa__config *c = p->config;
-    int64_t n = p->n_tokens;
-    msa_tensor blocks = heads(f->blocks, MSA_DTYPE_I32, n, c->n_kv_heads, c->topk_blocks);
-    msa_select_args select;
-    msa_select_args_init(&select);
-    select.q_index = heads(f->index_q, f->args.dtype, n, c->n_kv_heads, c->index_dim);
-    select.kv = *view;
-    select.cu_seqlens_q = p->batch->cu_seqlens;
-    select.block_size = c->block_size;
-    select.topk = c->topk_blocks;
-    select.n_init = c->n_init_blocks;
-    select.n_local = c->n_local_blocks;
-    select.blocks = blocks;
-    MSA_TRY(msa_select(f->ctx, &f->select, &select, f->workspace, f->workspace_bytes));
-    if (taps && taps->selected_blocks) {
-        MSA_TRY(taps->selected_blocks(taps->user, layer, &blocks));
+    size_t n_tokens = (size_t)batch->n_tokens, n_seqs = (size_t)batch->n_seqs;
+    int32_t *row = step->rows;
+    memcpy(step->tokens, batch->tokens, n_tokens * sizeof(int32_t));
+    memcpy(step->positions, batch->positions, n_tokens * sizeof(int32_t));
+    memcpy(step->cu_seqlens, batch->cu_seqlens, (n_seqs + 1) * sizeof(int32_t));
+    for (int32_t i = 0; i < batch->n_seqs; i++) {
+        step->kv_lens[i] = (int32_t)msa_cache_length(f->cache, batch->seqs[i]);
+        for (int32_t n = wanted_rows(batch, i); n > 0; n--) *row++ = batch->cu_seqlens[i + 1] - n;
     }
-    msa_attend_args attend;
-    msa_attend_args_init(&attend);
-    attend.q = heads(f->q, f->args.dtype, n, c->n_q_heads, c->head_dim);
-    attend.kv = *view;
-    attend.cu_seqlens_q = p->batch->cu_seqlens;
-    attend.blocks = blocks;
-    attend.block_size = c->block_size;
-    attend.out = heads(f->attended, f->args.dtype, n, c->n_q_heads, c->head_dim);
-    return msa_attend(f->ctx, &f->attend, &attend, f->workspace, f->workspace_bytes);
 }
 
-static msa_status attend_all(const pass *p, const msa_kv_view *view)
+/* Bring rows of the page table up to date whose sequence or pages are not those of the last batch.
+ */
+static msa_status upload_page_table(const msa__forward *f, const msa__batch *batch)
 {
-    const msa__forward *f = p->forward;
-    const msa__config *c = p->config;
-    msa_dense_attend_args args;
-    msa_dense_attend_args_init(&args);
-    args.q = heads(f->q, f->args.dtype, p->n_tokens, c->n_q_heads, c->head_dim);
-    args.kv = *view;
-    args.cu_seqlens_q = p->batch->cu_seqlens;
-    args.block_size = c->block_size;
-    args.out = heads(f->attended, f->args.dtype, p->n_tokens, c->n_q_heads, c->head_dim);
-    return msa_dense_attend(f->ctx, &f->dense_attend, &args, f->workspace, f->workspace_bytes);
-}
-
-/* residual += o_proj(attention(norm(residual))) */
-static msa_status attention_block(const pass *p, int32_t layer, const msa_taps *taps)
-{
-    const msa__forward *f = p->forward;
-    const msa__config *c = p->config;
-    const msa__layer_weights *w = &f->model->weights.layers[layer];
-    int selects = msa__forward_layer_selects(f, layer);
-    msa_tensor residual = rows(f->residual, MSA_DTYPE_F32, p->n_tokens, c->hidden_size);
-    MSA_TRY(rmsnorm(p, residual, &w->input_norm,
-                    rows(f->normed, f->args.dtype, p->n_tokens, c->hidden_size)));
-    MSA_TRY(project_main(p, w));
-    if (selects) MSA_TRY(project_index(p, w));
-
-    /* New keys are in the cache before scoring: a token sees itself. */
-    msa_kv_view view;
-    MSA_TRY(msa_cache_view(f->cache, layer, p->batch->seqs, p->batch->n_seqs, f->page_table,
-                           f->args.max_pages, f->kv_lens, &view));
-    MSA_TRY(append(p, &view, selects));
-    if (selects) {
-        MSA_TRY(attend_selected(p, &view, layer, taps));
-    } else {
-        MSA_TRY(attend_all(p, &view));
+    int64_t stride = f->args.max_pages;
+    for (int32_t i = 0; i < batch->n_seqs; i++) {
+        int64_t version = msa_cache_page_version(f->cache, batch->seqs[i]);
+        if (f->row_versions[i] == version) continue;
+        int32_t *row = f->host_page_table + i * stride, kv_len;
+        msa_kv_view view;
+        MSA_TRY(msa_cache_view(f->cache, 0, &batch->seqs[i], 1, row, stride, &kv_len, &view));
+        int64_t n_pages = msa__ceil_div(kv_len, f->model->config.block_size);
+        f->row_versions[i] = -1; /* unknown until it has worked */
+        MSA_TRY(msa_memory_upload_async(f->ctx, f->page_table + i * stride, row,
+                                        (size_t)n_pages * sizeof(*row)));
+        f->row_versions[i] = version;
     }
-    int64_t width = (int64_t)c->n_q_heads * c->head_dim;
-    return linear(p, rows(f->attended, f->args.dtype, p->n_tokens, width), &w->o, residual, 1);
+    return MSA_OK;
 }
 
-/* ---- feed-forward ------------------------------------------------------------------------- */
-
-static msa_status route(const pass *p, const msa__layer_weights *w, msa_tensor x)
+static msa_status upload_step(msa__pass *p)
 {
-    const msa__forward *f = p->forward;
-    const msa__config *c = p->config;
-    msa_router_args args;
-    msa_router_args_init(&args);
-    args.x = x;
-    args.weight = w->router;
-    args.bias = w->router_bias;
-    args.topk = c->n_experts_per_token;
-    args.scaling = c->routed_scaling;
-    args.ids = f->expert_ids;
-    args.weights = f->expert_weights;
-    return msa_router(f->ctx, &args);
+    msa__forward *f = p->forward;
+    msa__step host;
+    size_t bytes = msa__step_lay_out(f->host_step, p->n_tokens, p->n_seqs, p->n_rows, &host);
+    (void)msa__step_lay_out(f->step, p->n_tokens, p->n_seqs, p->n_rows, &p->step);
+    fill_step(f, p->batch, &host);
+    MSA_TRY(upload_page_table(f, p->batch));
+    return msa_memory_upload_async(f->ctx, f->step, f->host_step, bytes);
 }
 
-/* residual += ffn(norm(residual)); a dense MLP is a MoE that has only a shared expert. */
-static msa_status ffn_block(const pass *p, int32_t layer)
+/* ---- logits ------------------------------------------------------------------------------- */
+
+/* Hand out the wanted rows first..end-1, which lie in f->logits. */
+static msa_status download_rows(const msa__pass *p, int64_t first, int64_t end)
 {
     const msa__forward *f = p->forward;
-    const msa__config *c = p->config;
-    const msa__layer_weights *w = &f->model->weights.layers[layer];
-    msa_tensor residual = rows(f->residual, MSA_DTYPE_F32, p->n_tokens, c->hidden_size);
-    msa_tensor x = rows(f->normed, f->args.dtype, p->n_tokens, c->hidden_size);
-    MSA_TRY(rmsnorm(p, residual, &w->post_attention_norm, x));
-    msa_moe_args args;
-    msa_moe_args_init(&args);
-    args.x = x;
-    args.activation = c->activation;
-    args.accumulate = 1;
-    args.out = residual;
-    if (c->layers[layer].moe) {
-        MSA_TRY(route(p, w, x));
-        args.ids = f->expert_ids;
-        args.weights = f->expert_weights;
-        args.experts = w->experts;
-        args.n_experts = c->n_experts;
-        args.topk = c->n_experts_per_token;
-        args.shared = w->shared.down.w.data ? &w->shared : NULL;
-    } else {
-        args.shared = &w->mlp;
+    size_t vocab = (size_t)p->config->vocab_size;
+    int64_t row = 0; /* first wanted row of the sequence */
+    for (int32_t i = 0; i < p->n_seqs; i++) {
+        const msa__logits_request *request = &p->batch->requests[i];
+        int64_t next = row + wanted_rows(p->batch, i);
+        int64_t from = row > first ? row : first, to = next < end ? next : end;
+        if (from < to) {
+            const float *source = f->logits + (size_t)(from - first) * vocab;
+            size_t bytes = (size_t)(to - from) * vocab * sizeof(float);
+            if (request->all) {
+                MSA_TRY(msa_memory_download(f->ctx, request->all + (size_t)(from - row) * vocab,
+                                            source, bytes));
+            } else {
+                MSA_TRY(msa_memory_download_async(f->ctx, request->last, source, bytes));
+            }
+        }
+        row = next;
     }
-    return msa_moe(f->ctx, &f->moe, &args, f->workspace, f->workspace_bytes);
+    return MSA_OK;
 }
 
-/* ---- head --------------------------------------------------------------------------------- */
-
-/* logits = norm(x) W_head^T for n rows of the residual stream. */
-static msa_status head(const pass *p, const float *x, int64_t n, float *logits)
+static msa_status hand_out_logits(const msa__pass *p)
 {
-    const msa__forward *f = p->forward;
-    const msa__config *c = p->config;
-    msa_tensor normed = rows(f->normed, f->args.dtype, n, c->hidden_size);
-    MSA_TRY(rmsnorm(p, rows(x, MSA_DTYPE_F32, n, c->hidden_size), &f->model->weights.final_norm,
-                    normed));
-    return linear(p, normed, &f->model->weights.head, rows(logits, MSA_DTYPE_F32, n, c->vocab_size),
-                  0);
+    int64_t piece = p->forward->max_rows;
+    if (p->n_rows <= piece) return download_rows(p, 0, p->n_rows); /* msa__pass_run made them */
+    for (int64_t first = 0; first < p->n_rows; first += piece) {
+        int64_t end = first + piece < p->n_rows ? first + piece : p->n_rows;
+        MSA_TRY(msa__pass_head(p, first, end - first));
+        MSA_TRY(download_rows(p, first, end));
+    }
+    return MSA_OK;
 }
 
-/* Sequences that want every row get them in place; the last rows of the others go through the head
- * together, so that its weights are read once. */
-static msa_status run_head(const pass *p)
+/* Sequences that got every row have their last one among them. */
+static void copy_last_rows(const msa__batch *batch, size_t vocab)
 {
-    const msa__forward *f = p->forward;
-    const msa__batch *batch = p->batch;
-    size_t width = (size_t)p->config->hidden_size;
-    int64_t n_last = 0;
     for (int32_t i = 0; i < batch->n_seqs; i++) {
         const msa__logits_request *request = &batch->requests[i];
-        size_t first = (size_t)batch->cu_seqlens[i], end = (size_t)batch->cu_seqlens[i + 1];
-        if (request->all) {
-            MSA_TRY(head(p, f->residual + first * width, (int64_t)(end - first), request->all));
-        } else if (request->last) {
-            memcpy(f->last_rows + (size_t)n_last * width, f->residual + (end - 1) * width,
-                   width * sizeof(float));
-            n_last++;
-        }
-    }
-    return n_last > 0 ? head(p, f->last_rows, n_last, f->logits) : MSA_OK;
-}
-
-/* After everything has worked: a failing pass leaves the sequences' last logits as they were. */
-static void hand_out_last_logits(const pass *p)
-{
-    const msa__batch *batch = p->batch;
-    size_t vocab = (size_t)p->config->vocab_size, row_bytes = vocab * sizeof(float);
-    const float *next = p->forward->logits;
-    for (int32_t i = 0; i < batch->n_seqs; i++) {
-        const msa__logits_request *request = &batch->requests[i];
-        if (!request->last) continue;
-        if (request->all) {
-            size_t n_rows = (size_t)(batch->cu_seqlens[i + 1] - batch->cu_seqlens[i]);
-            memcpy(request->last, request->all + (n_rows - 1) * vocab, row_bytes);
-        } else {
-            memcpy(request->last, next, row_bytes);
-            next += vocab;
-        }
+        if (!request->all || !request->last) continue;
+        size_t n_rows = (size_t)wanted_rows(batch, i);
+        memcpy(request->last, request->all + (n_rows - 1) * vocab, vocab * sizeof(float));
     }
 }
 
 /* ---- the pass ----------------------------------------------------------------------------- */
 
+static msa_status run(msa__pass *p)
+{
+    MSA_TRY(upload_step(p));
+    MSA_TRY(msa__pass_run(p));
+    return hand_out_logits(p);
+}
+
 msa_status msa__forward_run(msa__forward *forward, const msa__batch *batch, const msa_taps *taps)
 {
-    const msa__config *config = &forward->model->config;
-    pass p = {forward, config, batch, batch->n_tokens};
-    msa_tensor residual =
-        rows(forward->residual, MSA_DTYPE_F32, batch->n_tokens, config->hidden_size);
-    msa_embed_args embed;
-    msa_embed_args_init(&embed);
-    embed.table = forward->model->weights.embedding;
-    embed.ids = batch->tokens;
-    embed.out = residual;
-    MSA_TRY(msa_embed(forward->ctx, &embed));
-    for (int32_t layer = 0; layer < config->n_layers; layer++) {
-        MSA_TRY(attention_block(&p, layer, taps));
-        MSA_TRY(ffn_block(&p, layer));
-        if (taps && taps->layer_output) {
-            MSA_TRY(taps->layer_output(taps->user, layer, &residual));
-        }
-    }
-    MSA_TRY(run_head(&p));
-    hand_out_last_logits(&p);
-    return MSA_OK;
+    msa__pass p = {forward, &forward->model->config, batch,         taps,
+                   {0},     batch->n_tokens,         batch->n_seqs, 0};
+    for (int32_t i = 0; i < batch->n_seqs; i++) p.n_rows += wanted_rows(batch, i);
+    msa_status status = run(&p);
+    /* Also after a failure: what was uploaded last may still be read. */
+    msa_status finished = msa_context_synchronize(forward->ctx);
+    if (status == MSA_OK) status = finished;
+    if (status == MSA_OK) copy_last_rows(batch, (size_t)p.config->vocab_size);
+    return status;
 }

@@ -4,6 +4,11 @@
  * allocates nothing and knows nothing of sessions or backends. The residual stream is f32.
  * Everything a matrix reads (norm outputs, queries, attention outputs) has the activation dtype,
  * rounded once: keys, values and index keys stay f32 until the cache rounds them.
+ *
+ * What operators read and write lies in the memory of the context's operators (msa/memory.h). The
+ * arrays of a step are packed into one host buffer and uploaded together; rows of the page table
+ * follow only when their pages have changed. A device backend records a shape of batch the second
+ * time it comes and from then on launches the recording (forward_graph.c).
  */
 #ifndef MSA_MODEL_FORWARD_H
 #define MSA_MODEL_FORWARD_H
@@ -11,6 +16,8 @@
 #include "model/weights.h"
 #include "msa/cache.h"
 #include "msa/engine.h"
+#include "msa/graph.h"
+#include "msa/memory.h"
 
 /* Logits of one sequence of the batch; both may be NULL. */
 typedef struct msa__logits_request {
@@ -33,11 +40,30 @@ typedef struct msa__forward_args {
     int32_t dense_attention; /* 1: MSA layers attend to every key, the index branch is not run */
     int32_t max_tokens, max_seqs; /* of one batch */
     int64_t max_pages;            /* of one sequence */
+    int32_t no_graphs;            /* 1: nothing is recorded */
 } msa__forward_args;
+
+/* The arrays of one step, in host memory or in that of the operators. */
+typedef struct msa__step {
+    int32_t *tokens, *positions; /* [n_tokens] */
+    int32_t *rows;               /* [n_rows] tokens whose logits are wanted */
+    int32_t *cu_seqlens;         /* [n_seqs + 1] */
+    int32_t *kv_lens;            /* [n_seqs] */
+} msa__step;
+
+/* A shape of batch that has been run, and its recording once it came again. */
+typedef struct msa__recording {
+    int32_t n_tokens, n_seqs, n_rows; /* n_tokens 0: free */
+    int64_t last_used;
+    msa_graph *graph; /* NULL: not recorded yet */
+} msa__recording;
+
+#define MSA__MAX_RECORDINGS 8
 
 typedef struct msa__forward {
     msa_context *ctx;
     const struct msa_model *model;
+    const msa__weights *weights; /* where the operators read them */
     msa_cache *cache;
     msa__forward_args args;
 
@@ -55,26 +81,38 @@ typedef struct msa__forward {
     int32_t *blocks;           /* [T, Hkv, K] */
     int32_t *expert_ids;       /* [T, topk] */
     float *expert_weights;     /* [T, topk] */
-    float *last_rows, *logits; /* [max_seqs, H], [max_seqs, vocab] */
+    int32_t max_rows;          /* R: rows that go through the head together */
+    float *last_rows, *logits; /* [R, H], [R, vocab] */
     float *inv_freq;           /* [rotary_dim / 2] */
     void *workspace;
     size_t workspace_bytes;
 
-    int32_t *kv_lens;    /* [max_seqs] */
-    int32_t *page_table; /* [max_seqs, max_pages] */
+    /* what a step uploads, in the operators' memory and in host memory */
+    void *step, *host_step;                /* packed msa__step */
+    int32_t *page_table, *host_page_table; /* [max_seqs, max_pages] */
+    size_t step_bytes;                     /* of the largest step */
+    int64_t *row_versions;                 /* [max_seqs] cache_page_version of uploaded rows */
+    msa_kv_view *views;                    /* [n_layers], n_seqs to be set for a batch */
+    void *host_copy; /* device backends: of what a tap sees, of a page on its way to a file */
 
-    void *tables, *buffers; /* the two allocations behind all of the above */
-    size_t tables_bytes, buffers_bytes;
+    msa__recording recordings[MSA__MAX_RECORDINGS];
+    int64_t n_runs;
+    int32_t graphs_failed; /* 1: an operator could not be recorded, do not try again */
+
+    void *tables, *host_tables, *host, *buffers; /* the allocations behind all of the above */
+    size_t tables_bytes, host_tables_bytes, host_bytes, buffers_bytes;
 } msa__forward;
 
 /* Plan every operator for the largest batch and allocate the buffers; model and cache are retained.
- * Errors    MSA_EINVAL, MSA_EUNSUPPORTED from planning; MSA_ENOMEM */
+ * The model is loaded (msa_model_load).
+ * Errors    MSA_EINVAL, MSA_EUNSUPPORTED from planning; MSA_ENOMEM, MSA_EDEVMEM */
 msa_status msa__forward_create(msa__forward *forward, msa_context *ctx,
                                const struct msa_model *model, msa_cache *cache,
                                const msa__forward_args *args);
 void msa__forward_destroy(msa__forward *forward);
 
-/* Errors    MSA_EINVAL a token outside the vocabulary; a tap's own status */
+/* When it returns all work is done and the logits are where they were asked for.
+ * Errors    MSA_EINVAL a token outside the vocabulary; a tap's own status; MSA_EDEVICE */
 msa_status msa__forward_run(msa__forward *forward, const msa__batch *batch, const msa_taps *taps);
 
 /* 1 when a layer selects blocks in this pass. */

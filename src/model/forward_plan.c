@@ -3,16 +3,18 @@
 #include "base/alloc.h"
 #include "base/arena.h"
 #include "base/error.h"
-#include "model/forward.h"
+#include "model/forward_pass.h"
 
 #include <math.h>
 #include <string.h>
+
+/* Rows of logits that are made together: enough for the head to run well, few enough to hold. */
+#define HEAD_ROWS 64
 
 typedef struct {
     msa__forward *forward;
     const msa__config *config;
     int64_t n_tokens;
-    int32_t seq; /* an empty sequence to make views with */
 } sizing;
 
 static void keep_largest(msa_plan *largest, const msa_plan *plan)
@@ -56,16 +58,6 @@ static msa_status plan_ffn(const sizing *s, const msa__layer_weights *w, int moe
     }
     MSA_TRY(msa_moe_plan(s->forward->ctx, &args, &plan));
     keep_largest(&s->forward->moe, &plan);
-    return MSA_OK;
-}
-
-/* A view as wide as the largest batch: max_seqs sequences of max_pages pages each. */
-static msa_status widest_view(const sizing *s, int32_t layer, msa_kv_view *view)
-{
-    const msa__forward *f = s->forward;
-    MSA_TRY(msa_cache_view(f->cache, layer, &s->seq, 1, f->page_table, f->args.max_pages,
-                           f->kv_lens, view));
-    view->n_seqs = f->args.max_seqs;
     return MSA_OK;
 }
 
@@ -120,23 +112,22 @@ static msa_status plan_dense_attention(const sizing *s, const msa_kv_view *view)
 
 static msa_status plan_layer(const sizing *s, int32_t layer)
 {
-    const msa__layer_weights *w = &s->forward->model->weights.layers[layer];
+    const msa__layer_weights *w = &s->forward->weights->layers[layer];
     int selects = msa__forward_layer_selects(s->forward, layer);
     const msa_weight *projections[] = {&w->q, &w->k, &w->v, &w->o, &w->index_q, &w->index_k};
     for (int i = 0; i < (selects ? 6 : 4); i++) {
         MSA_TRY(plan_linear(s, projections[i], MSA_DTYPE_F32));
     }
     MSA_TRY(plan_ffn(s, w, s->config->layers[layer].moe));
-    msa_kv_view view;
-    MSA_TRY(widest_view(s, layer, &view));
-    return selects ? plan_selection(s, &view) : plan_dense_attention(s, &view);
+    const msa_kv_view *view = &s->forward->views[layer];
+    return selects ? plan_selection(s, view) : plan_dense_attention(s, view);
 }
 
 static msa_status plan_operators(const sizing *s)
 {
     msa__forward *f = s->forward;
     for (int32_t layer = 0; layer < s->config->n_layers; layer++) MSA_TRY(plan_layer(s, layer));
-    MSA_TRY(plan_linear(s, &f->model->weights.head, MSA_DTYPE_F32));
+    MSA_TRY(plan_linear(s, &f->weights->head, MSA_DTYPE_F32));
     const msa_plan *plans[] = {&f->linear, &f->moe, &f->select, &f->attend, &f->dense_attend};
     for (int i = 0; i < 5; i++) {
         if (plans[i]->workspace_bytes > f->workspace_bytes) {
@@ -146,18 +137,41 @@ static msa_status plan_operators(const sizing *s)
     return MSA_OK;
 }
 
-/* The tables of a view exist before planning: a view is paged because it has a page table. */
+/* Three small allocations: what the operators read of a step, its host side, and bookkeeping. The
+ * tables of a view exist before planning: a view is paged because it has a page table. */
 static void lay_out_tables(msa__forward *f, msa__arena *arena)
 {
-    size_t row_bytes = (size_t)f->args.max_pages * sizeof(int32_t);
-    f->kv_lens = msa__arena_take(arena, f->args.max_seqs, sizeof(int32_t));
-    f->page_table = msa__arena_take(arena, f->args.max_seqs, row_bytes);
+    f->step = msa__arena_take(arena, 1, f->step_bytes);
+    f->page_table =
+        msa__arena_take(arena, f->args.max_seqs, (size_t)f->args.max_pages * sizeof(int32_t));
+}
+
+static void lay_out_host_tables(msa__forward *f, msa__arena *arena)
+{
+    f->host_step = msa__arena_take(arena, 1, f->step_bytes);
+    f->host_page_table =
+        msa__arena_take(arena, f->args.max_seqs, (size_t)f->args.max_pages * sizeof(int32_t));
+}
+
+static void lay_out_host(msa__forward *f, const msa__config *c, msa__arena *arena)
+{
+    f->views = msa__arena_take(arena, c->n_layers, sizeof(*f->views));
+    f->row_versions = msa__arena_take(arena, f->args.max_seqs, sizeof(*f->row_versions));
+    if (!msa_context_uses_device_memory(f->ctx)) return;
+    size_t row = (size_t)c->hidden_size * sizeof(float);
+    size_t blocks_row = (size_t)c->n_kv_heads * (size_t)c->topk_blocks * sizeof(int32_t);
+    int64_t page = (int64_t)c->n_kv_heads * c->block_size;
+    int64_t width = c->head_dim > c->index_dim ? c->head_dim : c->index_dim;
+    if (row < blocks_row) row = blocks_row;
+    size_t tapped = (size_t)f->args.max_tokens * row;
+    size_t page_bytes = (size_t)(page * width) * sizeof(float);
+    f->host_copy = msa__arena_take(arena, 1, tapped > page_bytes ? tapped : page_bytes);
 }
 
 /* The map of the arena, in the order of struct msa__forward. */
 static void lay_out_buffers(msa__forward *f, const msa__config *c, msa__arena *arena)
 {
-    int64_t n = f->args.max_tokens, n_seqs = f->args.max_seqs;
+    int64_t n = f->args.max_tokens;
     size_t element = msa_dtype_bytes(f->args.dtype);
     int64_t q_width = (int64_t)c->n_q_heads * c->head_dim;
     int64_t kv_width = (int64_t)c->n_kv_heads * c->head_dim;
@@ -176,60 +190,119 @@ static void lay_out_buffers(msa__forward *f, const msa__config *c, msa__arena *a
     f->blocks = msa__arena_take(arena, n * c->n_kv_heads, (size_t)c->topk_blocks * sizeof(int32_t));
     f->expert_ids = msa__arena_take(arena, n, (size_t)c->n_experts_per_token * sizeof(int32_t));
     f->expert_weights = msa__arena_take(arena, n, (size_t)c->n_experts_per_token * sizeof(float));
-    f->last_rows = msa__arena_take(arena, n_seqs, (size_t)c->hidden_size * sizeof(float));
-    f->logits = msa__arena_take(arena, n_seqs, (size_t)c->vocab_size * sizeof(float));
+    f->last_rows = msa__arena_take(arena, f->max_rows, (size_t)c->hidden_size * sizeof(float));
+    f->logits = msa__arena_take(arena, f->max_rows, (size_t)c->vocab_size * sizeof(float));
     f->inv_freq = msa__arena_take(arena, c->rotary_dim / 2, sizeof(float));
     f->workspace = msa__arena_take(arena, 1, f->workspace_bytes);
 }
 
 /* The frequencies of transformers, in the f32 steps it takes. */
-static void fill_inv_freq(float *inv_freq, const msa__config *config)
+static msa_status upload_inv_freq(const msa__forward *f, const msa__config *config)
 {
-    for (int32_t i = 0; i < config->rotary_dim / 2; i++) {
+    float inv_freq[256]; /* head_dim is at most 512 */
+    int32_t n = config->rotary_dim / 2;
+    for (int32_t i = 0; i < n; i++) {
         float exponent = (float)(2 * i) / (float)config->rotary_dim;
         inv_freq[i] = 1.0f / powf((float)config->rope_theta, exponent);
     }
+    return msa_memory_upload(f->ctx, f->inv_freq, inv_freq, (size_t)n * sizeof(*inv_freq));
 }
 
-/* Memory for what an arena measured. */
-static msa_status allocate(const msa_context *ctx, const msa__arena *measured, const char *what,
-                           void **memory, size_t *bytes)
+/* ---- memory ------------------------------------------------------------------------------- */
+
+/* Where a piece of memory lies. */
+enum { OF_OPERATORS, OF_HOST, PAGE_LOCKED };
+
+static msa_status allocate(msa_context *ctx, const msa__arena *measured, int where,
+                           const char *what, void **memory, size_t *bytes)
 {
     if (measured->overflow) {
         return MSA_FAIL(MSA_EINVAL, "engine: chunk_tokens or max_sessions, %s overflow size_t",
                         what);
     }
     const msa_allocator *allocator = msa__context_allocator(ctx);
-    *memory = allocator->alloc(allocator->user, measured->used, 64);
-    if (!*memory) {
-        return MSA_FAIL(MSA_ENOMEM, "engine: no memory for %zu bytes of %s", measured->used, what);
+    msa_status status = MSA_OK;
+    if (where == OF_OPERATORS) {
+        status = msa_memory_alloc(ctx, measured->used, memory);
+    } else if (where == PAGE_LOCKED) {
+        status = msa_memory_alloc_host(ctx, measured->used, memory);
+    } else {
+        *memory = allocator->alloc(allocator->user, measured->used, 64);
+        if (!*memory) status = MSA_ENOMEM;
+    }
+    if (status == MSA_ENOMEM || status == MSA_EDEVMEM) {
+        return MSA_FAIL(status,
+                        "engine: no memory for %zu bytes of %s; a smaller chunk_tokens needs less",
+                        measured->used, what);
     }
     *bytes = measured->used;
+    return status;
+}
+
+static msa_status create_tables(msa__forward *f, const msa__config *config)
+{
+    msa__step step;
+    msa__arena tables = {NULL, 0, 0}, host_tables = {NULL, 0, 0}, host = {NULL, 0, 0};
+    f->step_bytes =
+        msa__step_lay_out(NULL, f->args.max_tokens, f->args.max_seqs, f->args.max_tokens, &step);
+    lay_out_tables(f, &tables);
+    lay_out_host_tables(f, &host_tables);
+    lay_out_host(f, config, &host);
+    MSA_TRY(allocate(f->ctx, &tables, OF_OPERATORS, "page tables", &f->tables, &f->tables_bytes));
+    MSA_TRY(allocate(f->ctx, &host_tables, PAGE_LOCKED, "page tables", &f->host_tables,
+                     &f->host_tables_bytes));
+    MSA_TRY(allocate(f->ctx, &host, OF_HOST, "layer views", &f->host, &f->host_bytes));
+    tables = (msa__arena){f->tables, 0, 0};
+    host_tables = (msa__arena){f->host_tables, 0, 0};
+    host = (msa__arena){f->host, 0, 0};
+    lay_out_tables(f, &tables);
+    lay_out_host_tables(f, &host_tables);
+    lay_out_host(f, config, &host);
+    for (int32_t i = 0; i < f->args.max_seqs; i++) f->row_versions[i] = -1;
     return MSA_OK;
 }
 
-static msa_status create(msa__forward *forward)
+/* A view of every layer, as wide as the largest batch: max_seqs sequences of max_pages pages each.
+ * Its tables are the operators'. */
+static msa_status create_views(msa__forward *f, const msa__config *config, int32_t empty_seq)
 {
-    const msa__config *config = &forward->model->config;
-    msa__arena tables = {NULL, 0, 0}, buffers = {NULL, 0, 0};
-    lay_out_tables(forward, &tables);
-    MSA_TRY(
-        allocate(forward->ctx, &tables, "page tables", &forward->tables, &forward->tables_bytes));
-    tables = (msa__arena){forward->tables, 0, 0};
-    lay_out_tables(forward, &tables);
-
-    sizing s = {forward, config, forward->args.max_tokens, -1};
-    MSA_TRY(msa_cache_open(forward->cache, &s.seq));
-    msa_status planned = plan_operators(&s);
-    MSA_TRY(msa_cache_close(forward->cache, s.seq));
-    MSA_TRY(planned);
-    lay_out_buffers(forward, config, &buffers);
-    MSA_TRY(allocate(forward->ctx, &buffers, "activations", &forward->buffers,
-                     &forward->buffers_bytes));
-    buffers = (msa__arena){forward->buffers, 0, 0};
-    lay_out_buffers(forward, config, &buffers);
-    fill_inv_freq(forward->inv_freq, config);
+    for (int32_t layer = 0; layer < config->n_layers; layer++) {
+        int32_t kv_len;
+        msa_kv_view *view = &f->views[layer];
+        MSA_TRY(msa_cache_view(f->cache, layer, &empty_seq, 1, f->host_page_table,
+                               f->args.max_pages, &kv_len, view));
+        view->page_table = f->page_table;
+        view->kv_lens = NULL; /* packed with the other arrays of a step */
+        view->n_seqs = f->args.max_seqs;
+    }
     return MSA_OK;
+}
+
+static msa_status create_buffers(msa__forward *f, const msa__config *config)
+{
+    msa__arena buffers = {NULL, 0, 0};
+    lay_out_buffers(f, config, &buffers);
+    MSA_TRY(
+        allocate(f->ctx, &buffers, OF_OPERATORS, "activations", &f->buffers, &f->buffers_bytes));
+    buffers = (msa__arena){f->buffers, 0, 0};
+    lay_out_buffers(f, config, &buffers);
+    return upload_inv_freq(f, config);
+}
+
+static msa_status create(msa__forward *f)
+{
+    const msa__config *config = &f->model->config;
+    const msa__forward_args *args = &f->args;
+    int32_t seq, few = args->max_tokens < HEAD_ROWS ? args->max_tokens : HEAD_ROWS;
+    f->max_rows = few > args->max_seqs ? few : args->max_seqs;
+    MSA_TRY(create_tables(f, config));
+    MSA_TRY(msa_cache_open(f->cache, &seq));
+    msa_status status = create_views(f, config, seq);
+    MSA_TRY(msa_cache_close(f->cache, seq));
+    MSA_TRY(status);
+    sizing s = {f, config, args->max_tokens};
+    MSA_TRY(plan_operators(&s));
+    return create_buffers(f, config);
 }
 
 msa_status msa__forward_create(msa__forward *forward, msa_context *ctx,
@@ -239,6 +312,7 @@ msa_status msa__forward_create(msa__forward *forward, msa_context *ctx,
     memset(forward, 0, sizeof(*forward));
     forward->ctx = ctx;
     forward->model = model;
+    forward->weights = msa__model_weights(model);
     forward->cache = cache;
     forward->args = *args;
     msa_status status = create(forward);
@@ -250,9 +324,10 @@ void msa__forward_destroy(msa__forward *forward)
 {
     if (!forward->ctx) return;
     const msa_allocator *allocator = msa__context_allocator(forward->ctx);
-    if (forward->tables) allocator->free(allocator->user, forward->tables, forward->tables_bytes);
-    if (forward->buffers) {
-        allocator->free(allocator->user, forward->buffers, forward->buffers_bytes);
-    }
+    msa__forward_drop_recordings(forward);
+    if (forward->host) allocator->free(allocator->user, forward->host, forward->host_bytes);
+    msa_memory_free_host(forward->ctx, forward->host_tables, forward->host_tables_bytes);
+    msa_memory_free(forward->ctx, forward->tables, forward->tables_bytes);
+    msa_memory_free(forward->ctx, forward->buffers, forward->buffers_bytes);
     memset(forward, 0, sizeof(*forward));
 }

@@ -7,6 +7,7 @@
 #include "model/layout.h"
 #include "model/verify.h"
 #include "model/weights.h"
+#include "msa/memory.h"
 
 #include <string.h>
 
@@ -118,9 +119,17 @@ void msa_model_close(msa_model *model)
 {
     if (!model) return;
     const msa_allocator *allocator = msa__context_allocator(model->ctx);
+    msa__device_weights_free(&model->device);
     if (model->weights.checkpoint) msa__weights_close(&model->weights);
     msa__config_free(&model->config);
     allocator->free(allocator->user, model, sizeof(*model));
+}
+
+msa_status msa_model_load(msa_model *model, msa_progress_fn progress, void *user)
+{
+    if (!model) return MSA_FAIL(MSA_EINVAL, "model_load: model = NULL, must be an open model");
+    if (!msa_context_uses_device_memory(model->ctx) || model->device.memory) return MSA_OK;
+    return msa__device_weights_load(&model->device, &model->weights, model->ctx, progress, user);
 }
 
 /* ---- questions

@@ -1,4 +1,5 @@
-/* The weights of a model by role, borrowed from the mapped checkpoint files. */
+/* The weights of a model by role, borrowed from the mapped checkpoint files, and their copy on a
+ * device. */
 #ifndef MSA_MODEL_WEIGHTS_H
 #define MSA_MODEL_WEIGHTS_H
 
@@ -38,13 +39,33 @@ void msa__weights_close(msa__weights *weights);
 void msa__weights_count(const msa__weights *weights, const msa__config *config, int64_t *bytes,
                         int64_t *active_bytes);
 
+/* A copy of the weights in the memory of the context's operators. */
+typedef struct msa__device_weights {
+    msa__weights weights; /* checkpoint NULL; layers and experts are owned */
+    msa_context *ctx;
+    void *memory; /* NULL: there is no copy */
+    size_t bytes;
+} msa__device_weights;
+
+/* Copy every weight. Errors: MSA_EDEVMEM with the sizes, MSA_ENOMEM, MSA_EDEVICE. */
+msa_status msa__device_weights_load(msa__device_weights *device, const msa__weights *mapped,
+                                    msa_context *ctx, msa_progress_fn progress, void *user);
+void msa__device_weights_free(msa__device_weights *device); /* a zeroed one is allowed */
+
 /* The opened model: what msa_model_open returns. */
 struct msa_model {
     msa_context *ctx;
     msa__config config;
-    msa__weights weights;
+    msa__weights weights;       /* mapped */
+    msa__device_weights device; /* after msa_model_load on a device backend */
     msa_generation_config generation;
     int64_t n_parameters, n_active_parameters, weight_bytes, active_weight_bytes;
 };
+
+/* The weights as operators take them: on the device after msa_model_load, else mapped. */
+static inline const msa__weights *msa__model_weights(const struct msa_model *model)
+{
+    return model->device.memory ? &model->device.weights : &model->weights;
+}
 
 #endif

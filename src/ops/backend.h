@@ -13,7 +13,13 @@
 #include "msa/layer.h"
 
 /* Directions of memory_copy. */
-enum { MSA__COPY_UPLOAD, MSA__COPY_DOWNLOAD, MSA__COPY_INSIDE };
+enum {
+    MSA__COPY_UPLOAD,
+    MSA__COPY_DOWNLOAD,
+    MSA__COPY_UPLOAD_ASYNC, /* the host side of these two comes from memory_alloc_host */
+    MSA__COPY_DOWNLOAD_ASYNC,
+    MSA__COPY_INSIDE
+};
 
 typedef struct msa__backend {
     const char *name;
@@ -32,6 +38,9 @@ typedef struct msa__backend {
     void (*memory_free)(msa_context *ctx, void *ptr);
     msa_status (*memory_copy)(msa_context *ctx, void *dst, const void *src, size_t bytes,
                               int32_t kind);
+    msa_status (*memory_alloc_host)(msa_context *ctx, size_t bytes, void **out);
+    void (*memory_free_host)(msa_context *ctx, void *ptr);
+    msa_status (*memory_info)(msa_context *ctx, int64_t *free_bytes, int64_t *total_bytes);
     msa_status (*synchronize)(msa_context *ctx);
 
     /* Recordings, see msa/graph.h; NULL for host backends. */
@@ -68,7 +77,7 @@ extern const msa__backend msa__cpu_backend;
 
 /* The CUDA backend lives in libmsa_cuda.so, opened when a context first asks for it; it exports one
  * function that returns its table. MSA__BACKEND_ABI changes with this header. */
-#define MSA__BACKEND_ABI 1
+#define MSA__BACKEND_ABI 2
 typedef struct msa__backend_host { /* what the plugin needs of the library that opens it */
     void (*set_error)(const char *format, ...);
 } msa__backend_host;

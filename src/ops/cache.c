@@ -10,8 +10,9 @@
 
 typedef struct cache_seq {
     int32_t open;
-    int32_t length; /* tokens; the sequence holds ceil(length / P) pages */
-    int32_t *pages; /* [n_pages], so that a sequence may fill the pool */
+    int32_t length;  /* tokens; the sequence holds ceil(length / P) pages */
+    int64_t version; /* of its page list */
+    int32_t *pages;  /* [n_pages], so that a sequence may fill the pool */
 } cache_seq;
 
 /* Index of each lane of a layer in the pool, -1 when the layer has no index lane. */
@@ -26,6 +27,7 @@ struct msa_cache {
     cache_layer *layers;  /* [n_layers] */
     cache_seq *seqs;      /* [max_seqs] */
     int32_t *page_tables; /* [max_seqs, n_pages], touched as sequences grow */
+    int64_t n_versions;   /* page lists there have been */
 };
 
 static const msa__check at_create = {.op = "cache_create", .running = 1};
@@ -107,14 +109,14 @@ static msa_status init_seqs(msa_cache *cache)
     return MSA_OK;
 }
 
-static msa_status init_cache(msa_cache *cache)
+static msa_status init_cache(msa_cache *cache, msa_context *ctx)
 {
     const msa_cache_args *args = &cache->args;
     void *memory;
     MSA_TRY(msa__cache_alloc(&cache->allocator, (size_t)args->n_layers, sizeof(cache_layer),
                              "layers", &memory));
     cache->layers = memory;
-    MSA_TRY(msa__page_pool_init(&cache->pool, &cache->allocator, args->block_size,
+    MSA_TRY(msa__page_pool_init(&cache->pool, ctx, &cache->allocator, args->block_size,
                                 (int32_t)msa__ceil_div(args->max_tokens, args->block_size),
                                 3 * args->n_layers));
     MSA_TRY(add_lanes(cache));
@@ -134,7 +136,7 @@ msa_status msa_cache_create(msa_cache **out, msa_context *ctx, const msa_cache_a
     memset(cache, 0, sizeof(*cache));
     cache->allocator = ctx->allocator;
     cache->args = args;
-    msa_status status = init_cache(cache);
+    msa_status status = init_cache(cache, ctx);
     cache->args.layer_has_index = NULL; /* borrowed for the call */
     if (status != MSA_OK) {
         msa_cache_destroy(cache);
@@ -175,6 +177,12 @@ static msa_status find_seq(const char *op, const msa_cache *cache, int32_t seq, 
     return MSA_OK;
 }
 
+/* The pages of a sequence are others than before. */
+static void pages_changed(msa_cache *cache, cache_seq *seq)
+{
+    seq->version = ++cache->n_versions;
+}
+
 static msa_status open_seq(const char *op, msa_cache *cache, int32_t *seq)
 {
     if (!cache) return MSA_FAIL(MSA_EINVAL, "%s: cache = NULL, must be a pointer", op);
@@ -183,6 +191,7 @@ static msa_status open_seq(const char *op, msa_cache *cache, int32_t *seq)
         if (cache->seqs[i].open) continue;
         cache->seqs[i].open = 1;
         cache->seqs[i].length = 0;
+        pages_changed(cache, &cache->seqs[i]);
         *seq = i;
         return MSA_OK;
     }
@@ -196,10 +205,9 @@ msa_status msa_cache_open(msa_cache *cache, int32_t *seq)
 
 static void shrink(msa_cache *cache, cache_seq *seq, int64_t n_tokens)
 {
-    int32_t n_kept = pages_for(cache, n_tokens);
-    for (int32_t i = pages_for(cache, seq->length); i > n_kept; i--) {
-        msa__page_release(&cache->pool, seq->pages[i - 1]);
-    }
+    int32_t n_kept = pages_for(cache, n_tokens), n_held = pages_for(cache, seq->length);
+    for (int32_t i = n_held; i > n_kept; i--) msa__page_release(&cache->pool, seq->pages[i - 1]);
+    if (n_kept < n_held) pages_changed(cache, seq);
     seq->length = (int32_t)n_tokens;
 }
 
@@ -241,10 +249,12 @@ msa_status msa_cache_extend(msa_cache *cache, int32_t seq, int64_t n_tokens)
     }
     if (copies) { /* a shared page is read-only */
         int32_t shared = s->pages[n_held - 1], own = msa__page_take(pool);
-        msa__page_copy(pool, own, shared, n_used);
-        msa__page_release(pool, shared);
+        msa_status copied = msa__page_copy(pool, own, shared, n_used);
+        msa__page_release(pool, copied == MSA_OK ? shared : own);
+        MSA_TRY(copied);
         s->pages[n_held - 1] = own;
     }
+    if (n_taken > 0) pages_changed(cache, s);
     for (int32_t i = n_held; i < n_needed; i++) s->pages[i] = msa__page_take(pool);
     s->length += (int32_t)n_tokens;
     return MSA_OK;
@@ -285,6 +295,12 @@ int64_t msa_cache_bytes_per_token(const msa_cache *cache)
         bytes += lane->n_heads * (int64_t)lane->row_bytes;
     }
     return bytes;
+}
+
+int64_t msa_cache_page_version(const msa_cache *cache, int32_t seq)
+{
+    if (seq < 0 || seq >= cache->args.max_seqs || !cache->seqs[seq].open) return -1;
+    return cache->seqs[seq].version;
 }
 
 /* K and V [pages, Hkv, P, D], index K [pages, P, Di]. */

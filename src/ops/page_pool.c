@@ -24,11 +24,13 @@ void msa__cache_free(const msa_allocator *allocator, void *memory, size_t bytes)
     if (memory) allocator->free(allocator->user, memory, bytes);
 }
 
-msa_status msa__page_pool_init(msa__page_pool *pool, const msa_allocator *allocator,
-                               int32_t page_size, int32_t n_pages, int32_t max_lanes)
+msa_status msa__page_pool_init(msa__page_pool *pool, msa_context *ctx,
+                               const msa_allocator *allocator, int32_t page_size, int32_t n_pages,
+                               int32_t max_lanes)
 {
     void *memory;
     memset(pool, 0, sizeof(*pool));
+    pool->ctx = ctx;
     pool->allocator = *allocator;
     pool->page_size = page_size;
     pool->n_pages = n_pages;
@@ -58,8 +60,17 @@ msa_status msa__page_pool_add_lane(msa__page_pool *pool, int32_t n_heads, int32_
     added->dim = dim;
     added->dtype = dtype;
     added->row_bytes = (size_t)dim * msa_dtype_bytes(dtype);
-    MSA_TRY(msa__cache_alloc(&pool->allocator, (size_t)pool->n_pages, page_bytes(pool, added),
-                             "pages", &added->data));
+    size_t n_pages = (size_t)pool->n_pages, bytes;
+    if (msa__mul_overflow(n_pages, page_bytes(pool, added), &bytes) || bytes >= PTRDIFF_MAX) {
+        return MSA_FAIL(MSA_ENOMEM, "cache_create: %zu pages of %zu bytes overflow size_t", n_pages,
+                        page_bytes(pool, added));
+    }
+    msa_status status = msa_memory_alloc(pool->ctx, bytes, &added->data);
+    if (status == MSA_ENOMEM || status == MSA_EDEVMEM) {
+        return MSA_FAIL(status, "cache_create: no memory for %zu pages of %zu bytes", n_pages,
+                        page_bytes(pool, added));
+    }
+    MSA_TRY(status);
     *lane = pool->n_lanes++;
     return MSA_OK;
 }
@@ -69,7 +80,7 @@ void msa__page_pool_free(msa__page_pool *pool)
     const msa_allocator *allocator = &pool->allocator;
     size_t n_pages = (size_t)pool->n_pages;
     for (int32_t i = 0; i < pool->n_lanes; i++) {
-        msa__cache_free(allocator, pool->lanes[i].data,
+        msa_memory_free(pool->ctx, pool->lanes[i].data,
                         n_pages * page_bytes(pool, &pool->lanes[i]));
     }
     msa__cache_free(allocator, pool->lanes, (size_t)pool->max_lanes * sizeof(msa__lane));
@@ -96,7 +107,7 @@ void msa__page_release(msa__page_pool *pool, int32_t page)
     if (--pool->n_refs[page] == 0) pool->returned[pool->n_returned++] = page;
 }
 
-void msa__page_copy(msa__page_pool *pool, int32_t to, int32_t from, int32_t n_tokens)
+msa_status msa__page_copy(msa__page_pool *pool, int32_t to, int32_t from, int32_t n_tokens)
 {
     for (int32_t i = 0; i < pool->n_lanes; i++) {
         const msa__lane *lane = &pool->lanes[i];
@@ -105,8 +116,9 @@ void msa__page_copy(msa__page_pool *pool, int32_t to, int32_t from, int32_t n_to
         unsigned char *from_page =
             (unsigned char *)lane->data + (size_t)from * page_bytes(pool, lane);
         for (size_t h = 0; h < (size_t)lane->n_heads; h++) {
-            memcpy(to_page + h * head_bytes, from_page + h * head_bytes,
-                   (size_t)n_tokens * lane->row_bytes);
+            MSA_TRY(msa_memory_copy(pool->ctx, to_page + h * head_bytes, from_page + h * head_bytes,
+                                    (size_t)n_tokens * lane->row_bytes));
         }
     }
+    return MSA_OK;
 }

@@ -2,13 +2,13 @@
  *
  * A lane is one array [pages, heads, P, dim]: K or V of a layer, or (with one head) its index K.
  * Because a page is taken, shared, copied and released as a whole, the lanes can never drift apart.
+ * Lanes lie in the memory of the context's operators, everything else in host memory.
  */
 #ifndef MSA_OPS_PAGE_POOL_H
 #define MSA_OPS_PAGE_POOL_H
 
+#include "msa/memory.h"
 #include "msa/tensor.h"
-
-#include "msa/context.h"
 
 /* n elements in the memory of the cache, aligned to 64; "no memory for n <what> of ... bytes". */
 msa_status msa__cache_alloc(const msa_allocator *allocator, size_t n, size_t element_bytes,
@@ -25,6 +25,7 @@ typedef struct msa__lane {
 } msa__lane;
 
 typedef struct msa__page_pool {
+    msa_context *ctx; /* retained: lanes lie in its operators' memory */
     msa_allocator allocator;
     int32_t page_size; /* P tokens */
     int32_t n_pages;
@@ -36,11 +37,12 @@ typedef struct msa__page_pool {
     msa__lane *lanes;  /* [max_lanes] */
 } msa__page_pool;
 
-/* A pool without lanes, then one lane at a time; *lane is its index. Memory is reserved here and
- * touched when written. After a failure msa__page_pool_free releases what there is; it also accepts
- * a zeroed pool. */
-msa_status msa__page_pool_init(msa__page_pool *pool, const msa_allocator *allocator,
-                               int32_t page_size, int32_t n_pages, int32_t max_lanes);
+/* A pool without lanes, then one lane at a time; *lane is its index. Memory is reserved here; on a
+ * host it is touched when written. After a failure msa__page_pool_free releases what there is; it
+ * also accepts a zeroed pool. */
+msa_status msa__page_pool_init(msa__page_pool *pool, msa_context *ctx,
+                               const msa_allocator *allocator, int32_t page_size, int32_t n_pages,
+                               int32_t max_lanes);
 msa_status msa__page_pool_add_lane(msa__page_pool *pool, int32_t n_heads, int32_t dim,
                                    msa_dtype dtype, int32_t *lane);
 void msa__page_pool_free(msa__page_pool *pool);
@@ -56,6 +58,6 @@ void msa__page_share(msa__page_pool *pool, int32_t page);
 void msa__page_release(msa__page_pool *pool, int32_t page);
 
 /* The first n_tokens tokens of a page in every lane. */
-void msa__page_copy(msa__page_pool *pool, int32_t to, int32_t from, int32_t n_tokens);
+msa_status msa__page_copy(msa__page_pool *pool, int32_t to, int32_t from, int32_t n_tokens);
 
 #endif

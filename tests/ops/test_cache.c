@@ -174,6 +174,41 @@ static void test_truncate_into_a_shared_page(void **state)
     msa_context_destroy(ctx);
 }
 
+/* Growth inside a page keeps the version; a new, copied or released page changes it. */
+static void test_page_versions_follow_the_pages(void **state)
+{
+    (void)state;
+    msa_context *ctx = make_context();
+    msa_cache *cache = make_cache(ctx, 2, 6 * PAGE);
+    int32_t parent, child;
+    assert_int_equal(msa_cache_page_version(cache, 0), -1);
+    EXPECT_OK(msa_cache_open(cache, &parent));
+    int64_t empty = msa_cache_page_version(cache, parent);
+    EXPECT_OK(msa_cache_extend(cache, parent, 3));
+    int64_t one_page = msa_cache_page_version(cache, parent);
+    assert_int_not_equal(one_page, empty);
+    EXPECT_OK(msa_cache_extend(cache, parent, PAGE - 3));
+    EXPECT_OK(msa_cache_truncate(cache, parent, PAGE - 1));
+    assert_int_equal(msa_cache_page_version(cache, parent), one_page);
+    EXPECT_OK(msa_cache_fork(cache, parent, &child));
+    int64_t forked = msa_cache_page_version(cache, child);
+    assert_int_not_equal(forked, one_page);
+    EXPECT_OK(msa_cache_extend(cache, child, 1)); /* a copy of the shared page */
+    assert_int_not_equal(msa_cache_page_version(cache, child), forked);
+    assert_int_equal(msa_cache_page_version(cache, parent), one_page);
+    EXPECT_OK(msa_cache_extend(cache, parent, PAGE));
+    assert_int_not_equal(msa_cache_page_version(cache, parent), one_page);
+    int64_t two_pages = msa_cache_page_version(cache, parent);
+    EXPECT_OK(msa_cache_truncate(cache, parent, 1));
+    assert_int_not_equal(msa_cache_page_version(cache, parent), two_pages);
+    int64_t last = msa_cache_page_version(cache, parent);
+    EXPECT_OK(msa_cache_close(cache, parent));
+    EXPECT_OK(msa_cache_open(cache, &parent));
+    assert_true(msa_cache_page_version(cache, parent) > last); /* an id used again */
+    msa_cache_destroy(cache);
+    msa_context_destroy(ctx);
+}
+
 static void test_exhaustion_changes_nothing(void **state)
 {
     (void)state;
@@ -371,6 +406,7 @@ int main(void)
         cmocka_unit_test(test_view_describes_the_lanes),
         cmocka_unit_test(test_fork_copies_on_write),
         cmocka_unit_test(test_truncate_into_a_shared_page),
+        cmocka_unit_test(test_page_versions_follow_the_pages),
         cmocka_unit_test(test_exhaustion_changes_nothing),
         cmocka_unit_test(test_wrong_arguments_are_named),
         cmocka_unit_test(test_create_checks_its_arguments),

@@ -20,7 +20,19 @@ static void test_host_memory_is_ordinary_memory(void **state)
     EXPECT_OK(msa_memory_copy(ctx, (char *)memory + 500, memory, sizeof(text)));
     EXPECT_OK(msa_memory_download(ctx, back, (char *)memory + 500, sizeof(text)));
     assert_string_equal(back, text);
+    void *staging;
+    EXPECT_OK(msa_memory_alloc_host(ctx, 64, &staging));
+    memcpy(staging, "values", sizeof("values"));
+    EXPECT_OK(msa_memory_upload_async(ctx, memory, staging, sizeof("values")));
+    EXPECT_OK(msa_memory_download_async(ctx, (char *)staging + 32, memory, sizeof("values")));
     EXPECT_OK(msa_context_synchronize(ctx));
+    assert_string_equal((char *)staging + 32, "values");
+    int64_t free_bytes = 1, total_bytes = 1;
+    EXPECT_OK(msa_memory_info(ctx, &free_bytes, &total_bytes));
+    assert_int_equal(free_bytes, 0); /* a host's memory is the system's to know */
+    assert_int_equal(total_bytes, 0);
+    msa_memory_free_host(ctx, staging, 64);
+    msa_memory_free_host(ctx, NULL, 0);
     msa_memory_free(ctx, memory, 1000);
     msa_memory_free(ctx, NULL, 0);
     msa_context_destroy(ctx);

@@ -57,6 +57,9 @@ msa_status cuda_memory_alloc(msa_context *ctx, size_t bytes, void **out);
 void cuda_memory_free(msa_context *ctx, void *ptr);
 msa_status cuda_memory_copy(msa_context *ctx, void *dst, const void *src, size_t bytes,
                             int32_t kind);
+msa_status cuda_memory_alloc_host(msa_context *ctx, size_t bytes, void **out);
+void cuda_memory_free_host(msa_context *ctx, void *ptr);
+msa_status cuda_memory_info(msa_context *ctx, int64_t *free_bytes, int64_t *total_bytes);
 msa_status cuda_synchronize(msa_context *ctx);
 msa_status cuda_graph_begin(msa_context *ctx);
 msa_status cuda_graph_end(msa_context *ctx, msa_graph **out);
