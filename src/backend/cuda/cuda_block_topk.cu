@@ -1,7 +1,92 @@
-/* block_topk: not written yet. */
+/* block_topk: the selection rule on given block scores, (M7)-(M9).
+ *
+ * One warp per (token, group) row. It reads 32 scores at a time and appends the keys that beat its
+ * threshold to 128 slots; when the slots might overflow it sorts them, keeps the K - |F| best and
+ * raises the threshold. After the first sort hardly any score passes, so rows stream at memory
+ * speed.
+ */
 #include "backend/cuda/cuda_device.h"
+#include "backend/cuda/topk.cuh"
+
+enum { WARPS = 4, SLOTS = 128, MAX_LEARNED = 64 };
+
+/* Candidates of one warp's row. */
+struct slots {
+    u64 *keys; /* [SLOTS] */
+    int count;
+    u64 worst; /* a key must be larger to be a candidate */
+};
+
+/* Keep the n best, descending. */
+__device__ static void keep_best(slots &candidates, int n, int lane)
+{
+    u64 x[SLOTS / 32];
+#pragma unroll
+    for (int i = 0; i < SLOTS / 32; i++) {
+        int slot = i * 32 + lane;
+        x[i] = slot < candidates.count ? candidates.keys[slot] : 0;
+    }
+    sort_keys(x, lane);
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < MAX_LEARNED / 32; i++) candidates.keys[i * 32 + lane] = x[i];
+    __syncwarp();
+    if (candidates.count < n) return;
+    candidates.count = n;
+    candidates.worst = candidates.keys[n - 1];
+}
+
+__device__ static void offer(slots &candidates, u64 key, int n, int lane)
+{
+    unsigned better = __ballot_sync(~0u, key > candidates.worst);
+    if (!better) return;
+    if (better >> lane & 1) {
+        candidates.keys[candidates.count + __popc(better & ((1u << lane) - 1))] = key;
+    }
+    candidates.count += __popc(better);
+    __syncwarp();
+    if (candidates.count > SLOTS - 32) keep_best(candidates, n, lane);
+}
+
+__global__ void __launch_bounds__(WARPS * 32, 4)
+    block_topk_kernel(const __grid_constant__ msa_block_topk_args args)
+{
+    __shared__ u64 memory[WARPS][SLOTS];
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    int64_t n_groups = args.scores.shape[1], row = blockIdx.x * (int64_t)WARPS + warp;
+    if (row >= args.scores.shape[0] * n_groups) return;
+    int64_t token = row / n_groups, group = row % n_groups;
+    const float *scores = (const float *)args.scores.data + token * args.scores.stride[0] +
+                          group * args.scores.stride[1];
+    int32_t *out =
+        (int32_t *)args.blocks.data + token * args.blocks.stride[0] + group * args.blocks.stride[1];
+
+    forced_blocks forced = forced_of(args.n_visible[token], args.n_init, args.n_local);
+    int n_learned = args.topk - forced.n_first - forced.n_last;
+    slots candidates = {memory[warp], 0, 0};
+    if (n_learned > 0) {
+        for (int64_t b = forced.n_first; b < forced.end; b += 32) {
+            int64_t block = b + lane;
+            u64 key = block < forced.end ? selection_key(scores[block], (int)block) : 0;
+            offer(candidates, key, n_learned, lane);
+        }
+        keep_best(candidates, n_learned, lane);
+    }
+    u64 best[MAX_LEARNED / 32];
+#pragma unroll
+    for (int i = 0; i < MAX_LEARNED / 32; i++) {
+        int slot = i * 32 + lane;
+        best[i] = slot < candidates.count ? candidates.keys[slot] : 0;
+    }
+    write_row(out, args.topk, best, candidates.count, forced, lane);
+}
 
 msa_status cuda_block_topk(msa_context *ctx, const msa_block_topk_args *args)
 {
-    return MSA_FAIL(MSA_EUNSUPPORTED, "block_topk: not on the cuda backend");
+    int64_t n_rows = args->scores.shape[0] * args->scores.shape[1];
+    if (n_rows == 0) return MSA_OK;
+    MSA_CUDA_TRY("block_topk", cudaSetDevice(cuda_state(ctx)->device));
+    block_topk_kernel<<<(unsigned)((n_rows + WARPS - 1) / WARPS), WARPS * 32, 0,
+                        cuda_stream(ctx)>>>(*args);
+    return cuda_launched("block_topk");
 }

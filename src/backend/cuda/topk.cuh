@@ -1,6 +1,6 @@
 // Selection keys and warp-wide sorting: (M9) packs a score and a block id into one 64-bit key.
-#ifndef MSA_LAB_TOPK_CUH
-#define MSA_LAB_TOPK_CUH
+#ifndef MSA_CUDA_TOPK_CUH
+#define MSA_CUDA_TOPK_CUH
 
 #include <stdint.h>
 
@@ -8,6 +8,7 @@ typedef unsigned long long u64;
 
 __device__ __forceinline__ unsigned score_order(float x)
 {
+    if (x != x) return 0;                  // NaN ranks lowest
     unsigned u = __float_as_uint(x + 0.f); // -0 becomes +0
     return (u >> 31) ? ~u : u | 0x80000000u;
 }
@@ -38,6 +39,27 @@ __device__ __forceinline__ u64 sort32(u64 x, int lane)
         }
     return x;
 }
+// The same for 32 N keys: key j * 32 + lane is x[j] of a lane.
+template <int N> __device__ __forceinline__ void sort_keys(u64 (&x)[N], int lane)
+{
+#pragma unroll
+    for (int k = 2; k <= 32 * N; k *= 2)
+#pragma unroll
+        for (int j = k / 2; j > 0; j /= 2)
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                if (j < 32) {
+                    u64 y = __shfl_xor_sync(~0u, x[i], j);
+                    bool descending = ((i * 32 + lane) & k) == 0, lower = (lane & j) == 0;
+                    x[i] = ((descending == lower) ? y > x[i] : y < x[i]) ? y : x[i];
+                } else if (!(i & (j / 32))) { // both keys lie in this lane
+                    u64 a = x[i], b = x[i | (j / 32)];
+                    bool exchange = (((i * 32) & k) == 0) == (b > a);
+                    x[i] = exchange ? b : a;
+                    x[i | (j / 32)] = exchange ? a : b;
+                }
+            }
+}
 // Each half warp holds a list of 16, descending; y comes reversed (lane i holds entry 15 - i).
 // Returns the best 16 of both, descending.
 __device__ __forceinline__ u64 merge16(u64 x, u64 y_reversed, int lane)
@@ -49,6 +71,41 @@ __device__ __forceinline__ u64 merge16(u64 x, u64 y_reversed, int lane)
         x = ((lane & j) == 0 ? y > x : y < x) ? y : x;
     }
     return x;
+}
+
+// ---- rows ---------------------------------------------------------------------------------------
+
+// (M7): blocks 0..n_first-1 and end..n_visible-1 are forced, n_first..end-1 compete.
+struct forced_blocks {
+    int n_first, n_last, end;
+};
+__device__ __forceinline__ forced_blocks forced_of(int n_visible, int n_init, int n_local)
+{
+    forced_blocks forced;
+    forced.n_first = min(n_init, n_visible);
+    forced.n_last = min(n_local, n_visible - forced.n_first);
+    forced.end = n_visible - forced.n_last;
+    return forced;
+}
+// (M8): the n best keys of a row (key i * 32 + lane is best[i], 0 beyond n) and its forced blocks
+// as ascending ids, then -1.
+template <int N>
+__device__ __forceinline__ void write_row(int32_t *row, int topk, u64 (&best)[N], int n,
+                                          forced_blocks forced, int lane)
+{
+#pragma unroll
+    for (int i = 0; i < N; i++) best[i] &= 0xffffffffu; // descending from here on: ascending block
+    sort_keys(best, lane);
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        int at = i * 32 + lane;
+        if (at < n) row[forced.n_first + at] = block_of_key(best[i]);
+    }
+    for (int i = lane; i < topk; i += 32) {
+        int after = i - forced.n_first - n;
+        if (i < forced.n_first) row[i] = i;
+        if (after >= 0) row[i] = after < forced.n_last ? forced.end + after : -1;
+    }
 }
 
 #endif
