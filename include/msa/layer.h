@@ -24,7 +24,8 @@ typedef struct msa_weight {
     msa_tensor scales; /* u8 [out, in/32] for MXFP8, absent otherwise */
 } msa_weight;
 
-/* Rows of a table: out[t] = table[ids[t]]. MSA_EINVAL names the first id outside the table. */
+/* Rows of a table: out[t] = table[ids[t]]. MSA_EINVAL names the first id outside the table; in device
+ * memory, where ids are not looked at, such a row becomes NaN. */
 typedef struct msa_embed_args {
     uint32_t struct_size;
     uint32_t flags;
@@ -131,7 +132,8 @@ typedef struct msa_moe_args {
     uint32_t struct_size;
     uint32_t flags;
     msa_tensor x;                   /* [T, H] */
-    const int32_t *ids;             /* [T, topk], each 0..n_experts-1 */
+    const int32_t *ids;             /* [T, topk], each 0..n_experts-1; others are left out of the sum
+                                       in device memory, an error elsewhere */
     const float *weights;           /* [T, topk] */
     const msa_mlp_weights *experts; /* [n_experts], all of one I; read by the plan call too */
     const msa_mlp_weights *shared;  /* optional; its I may differ */

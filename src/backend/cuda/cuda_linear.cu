@@ -1,5 +1,41 @@
-/* linear: not written yet. */
+/* Linear layers (L3) in plain f32: a warp multiplies a few weight rows with a few tokens. */
 #include "backend/cuda/cuda_device.h"
+#include "backend/cuda/weights.cuh"
+
+#define WARPS 8
+
+typedef struct {
+    cuda_view x, out;
+    cuda_weight weight;
+    int64_t n_tokens, n_in, n_out;
+    int32_t accumulate;
+} linear_job;
+
+template <int R, int C> __global__ void __launch_bounds__(WARPS * 32) linear_kernel(linear_job job)
+{
+    int64_t first_row = ((int64_t)blockIdx.x * WARPS + threadIdx.x / 32) * R;
+    int64_t first_token = (int64_t)blockIdx.y * C;
+    if (first_row >= job.n_out) return;
+    int32_t row[R], x_row[C];
+#pragma unroll
+    for (int r = 0; r < R; r++) row[r] = (int32_t)min(first_row + r, job.n_out - 1);
+#pragma unroll
+    for (int c = 0; c < C; c++) x_row[c] = (int32_t)min(first_token + c, job.n_tokens - 1);
+    float sum[R][C];
+    warp_products<R, C>(job.weight, row, job.x, x_row, job.n_in, sum);
+#pragma unroll
+    for (int r = 0; r < R; r++)
+#pragma unroll
+        for (int c = 0; c < C; c++) {
+            if (threadIdx.x % 32 != (r * C + c) % 32) continue;
+            if (first_row + r >= job.n_out || first_token + c >= job.n_tokens) continue;
+            int64_t at = (first_token + c) * job.out.stride[0] + first_row + r;
+            float y[1] = {0};
+            if (job.accumulate) load_elements<1>(job.out.data, job.out.dtype, at, y);
+            y[0] += sum[r][c];
+            store_elements<1>(job.out.data, job.out.dtype, at, y);
+        }
+}
 
 size_t cuda_linear_workspace(const msa_context *ctx, const msa_linear_args *args)
 {
@@ -8,5 +44,24 @@ size_t cuda_linear_workspace(const msa_context *ctx, const msa_linear_args *args
 
 msa_status cuda_linear(msa_context *ctx, const msa_linear_args *args, void *workspace)
 {
-    return MSA_FAIL(MSA_EUNSUPPORTED, "linear: not on the cuda backend");
+    MSA_CUDA_TRY("linear", cudaSetDevice(cuda_state(ctx)->device));
+    linear_job job = {
+        cuda_view_of(&args->x), cuda_view_of(&args->out), cuda_weight_of(&args->weight),
+        args->x.shape[0],       args->x.shape[1],         args->out.shape[1],
+        args->accumulate};
+    int rows = 4, tokens = job.n_tokens == 1 ? 1 : 8;
+    /* Tokens beyond one grid take further launches. */
+    for (int64_t first = 0; first < args->x.shape[0]; first += 65535 * (int64_t)tokens) {
+        int64_t left = args->x.shape[0] - first;
+        job.n_tokens = left < 65535 * (int64_t)tokens ? left : 65535 * (int64_t)tokens;
+        job.x.data =
+            (char *)args->x.data + first * job.x.stride[0] * (int64_t)msa_dtype_bytes(job.x.dtype);
+        job.out.data = (char *)args->out.data +
+                       first * job.out.stride[0] * (int64_t)msa_dtype_bytes(job.out.dtype);
+        dim3 grid((unsigned)((job.n_out + WARPS * rows - 1) / (WARPS * rows)),
+                  (unsigned)((job.n_tokens + tokens - 1) / tokens));
+        auto kernel = tokens == 1 ? linear_kernel<4, 1> : linear_kernel<4, 8>;
+        kernel<<<grid, WARPS * 32, 0, cuda_stream(ctx)>>>(job);
+    }
+    return cuda_launched("linear");
 }
