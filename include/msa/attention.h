@@ -1,4 +1,4 @@
-/* Attention operators: select, attend, dense attend, merge, and appending to the paged cache.
+/* Attention operators: select, attend, dense attend, merge, and writing to the paged cache.
  *
  * Notation (docs/glossary.md): T query tokens of the batch, B sequences, S key tokens of a sequence,
  * Hq query heads, Hkv key/value heads, G = Hq / Hkv, D head dim, Di index dim, Bk block size,
@@ -47,6 +47,16 @@ typedef struct msa_kv_view {
     float k_scale, v_scale, k_index_scale;
 } msa_kv_view;
 
+/* An eight-bit copy of the index keys of a paged view, made by msa_index_quantize.
+ *
+ * Key j of page g is bounds[g, 0] * keys[g, j, :] and an error; bounds[g, 1] and bounds[g, 2] are at
+ * least the Euclidean norms of every error row and of every dequantised row of the page. Only pages
+ * that are full for a sequence are read: a page that is not is the local block of its tokens. */
+typedef struct msa_index8 {
+    msa_tensor keys;   /* [pages, P, Di] i8 */
+    msa_tensor bounds; /* [pages, 3] f32 */
+} msa_index8;
+
 /* ---- select ------------------------------------------------------------------------------- */
 
 typedef struct msa_select_args {
@@ -64,6 +74,8 @@ typedef struct msa_select_args {
     msa_tensor blocks;       /* out [T, Hkv, K] i32 */
     msa_tensor block_scores; /* out, optional [T, Hkv, N] f32; blocks past the local one get -inf */
     msa_tensor index_lse;    /* out, optional [T, Hkv] f32: LSE of scaled scores, selected tokens */
+    msa_index8 index8;       /* optional, paged views: scan this copy first; no block_scores then */
+    msa_tensor n_rescored;   /* out, optional with index8, [T, Hkv] i32: blocks scored from k_index */
 } msa_select_args;
 
 /* Score every visible key with the index branch, pool by block maximum, keep the K best blocks.
@@ -71,6 +83,9 @@ typedef struct msa_select_args {
  * Math      (M5)-(M10): raw dot products with fp32 accumulation, token-causal maximum per block
  * Result    ids ascending, the local block last, then -1; exactly min(K, visible blocks) ids;
  *           ties to the lower id, NaN tokens ignored by the pooling, +0 = -0
+ * Index8    the same sets: (Q1)-(Q5) bound every block score from the eight-bit keys, and the blocks
+ *           whose rank the bounds leave open are scored from k_index. It saves half of the bytes
+ *           where a fast kernel exists; elsewhere every block is scored from k_index
  * Numerics  f32 for f32/f16 inputs, bf16 products with f32 sums otherwise; deterministic, the same
  *           bits for every thread count
  * Ownership all tensors borrowed for the call
@@ -176,6 +191,30 @@ typedef struct msa_kv_append_args {
  * cache's dtypes (fp8: divide by the scale, round to nearest even, saturate at +-448). */
 MSA_API MSA_CHECK_RESULT msa_status msa_kv_append(msa_context *ctx, const msa_kv_append_args *args);
 
+/* ---- eight-bit copy of the index keys ------------------------------------------------------- */
+
+typedef struct msa_index_quantize_args {
+    uint32_t struct_size;
+    uint32_t flags;
+    msa_kv_view kv;              /* paged; reads k_index; kv_lens counts the new tokens */
+    const int32_t *cu_seqlens_q; /* [B+1]: the new tokens of each sequence */
+    int64_t n_tokens;            /* T = cu_seqlens_q[B] */
+    int32_t block_size;          /* P; 0: 128 */
+    int32_t reserved;
+    msa_index8 index8; /* out: keys and bounds of the pages that the new tokens filled */
+} msa_index_quantize_args;
+
+/* Quantise the pages that became full with the new tokens: those with a new token in them and P tokens
+ * in all. Call it after every msa_kv_append whose view a select with index8 will see; pages filled
+ * again after a truncation are quantised again, pages full before are left alone.
+ *
+ * Math      (Q1), (Q2); one scale per page. A page with a NaN, an infinity or a norm beyond 2^60 gets
+ *           infinite bounds, so that it is always scored from k_index
+ * Errors    MSA_EINVAL
+ */
+MSA_API MSA_CHECK_RESULT msa_status msa_index_quantize(msa_context *ctx,
+                                                       const msa_index_quantize_args *args);
+
 /* Argument structs start zeroed with their size set. */
 #define MSA_ARGS_INIT(type)                                                                        \
     static inline void type##_init(type *args)                                                     \
@@ -192,6 +231,7 @@ MSA_ARGS_INIT(msa_attend_args)
 MSA_ARGS_INIT(msa_dense_attend_args)
 MSA_ARGS_INIT(msa_attend_merge_args)
 MSA_ARGS_INIT(msa_kv_append_args)
+MSA_ARGS_INIT(msa_index_quantize_args)
 
 #ifdef __cplusplus
 }

@@ -28,7 +28,7 @@ typedef struct msa_cache_args {
     int64_t max_tokens;             /* capacity of the pool, rounded up to pages */
     msa_dtype k_dtype, v_dtype, k_index_dtype; /* f32, bf16 or fp8_e4m3 */
     float k_scale, v_scale, k_index_scale;     /* fp8 scales; 0: 1 */
-    int32_t reserved;
+    int32_t index8; /* 1: room for an eight-bit copy of the index keys, see msa_cache_index8 */
 } msa_cache_args;
 MSA_ARGS_INIT(msa_cache_args)
 
@@ -85,6 +85,12 @@ MSA_API MSA_CHECK_RESULT msa_status msa_cache_view(const msa_cache *cache, int32
                                                    const int32_t *seqs, int32_t n_seqs,
                                                    int32_t *table, int64_t table_stride,
                                                    int32_t *kv_lens, msa_kv_view *view);
+
+/* The eight-bit copy of a layer's index keys, for msa_index_quantize and msa_select: it lies beside the
+ * pages and is shared and freed with them. A page copied on write is quantised again when it is full.
+ * Both tensors are absent when the cache was created without index8, or the layer has no index keys. */
+MSA_API MSA_CHECK_RESULT msa_status msa_cache_index8(const msa_cache *cache, int32_t layer,
+                                                     msa_index8 *index8);
 
 #ifdef __cplusplus
 }

@@ -20,7 +20,8 @@ typedef int32_t msa_dtype;
     X(F8_E4M3, 3, 1, "fp8_e4m3") /* finite only: max 448, no infinity, 0x7f/0xff are NaN */        \
     X(U8, 4, 1, "u8")                                                                              \
     X(I32, 5, 4, "i32")                                                                            \
-    X(I64, 6, 8, "i64")
+    X(I64, 6, 8, "i64")                                                                            \
+    X(I8, 7, 1, "i8")
 
 #define MSA_DTYPE_CONSTANT(name, value, bytes, text)                                               \
     static const msa_dtype MSA_DTYPE_##name = (value);

@@ -60,6 +60,7 @@ typedef struct msa__backend {
                                void *workspace);
     msa_status (*attend_merge)(msa_context *ctx, const msa_attend_merge_args *args);
     msa_status (*kv_append)(msa_context *ctx, const msa_kv_append_args *args);
+    msa_status (*index_quantize)(msa_context *ctx, const msa_index_quantize_args *args);
 
     msa_status (*embed)(msa_context *ctx, const msa_embed_args *args);
     msa_status (*rmsnorm)(msa_context *ctx, const msa_rmsnorm_args *args);

@@ -15,9 +15,10 @@ typedef struct cache_seq {
     int32_t *pages;  /* [n_pages], so that a sequence may fill the pool */
 } cache_seq;
 
-/* Index of each lane of a layer in the pool, -1 when the layer has no index lane. */
+/* Index of each lane of a layer in the pool, -1 for those it does not have. */
 typedef struct cache_layer {
     int32_t k, v, k_index;
+    int32_t index8_keys, index8_bounds;
 } cache_layer;
 
 struct msa_cache {
@@ -64,6 +65,7 @@ static msa_status check_args(msa_cache_args *args)
     }
     MSA_TRY(msa__check_range(&at_create, "max_tokens", args->max_tokens, 1,
                              (int64_t)INT32_MAX * args->block_size));
+    MSA_TRY(msa__check_range(&at_create, "index8", args->index8, 0, args->index_dim > 0));
     MSA_TRY(check_dtype("k_dtype", args->k_dtype));
     MSA_TRY(check_dtype("v_dtype", args->v_dtype));
     if (args->index_dim != 0) MSA_TRY(check_dtype("k_index_dtype", args->k_index_dtype));
@@ -78,20 +80,41 @@ static int has_index(const msa_cache_args *args, int32_t layer)
     return args->index_dim > 0 && (!args->layer_has_index || args->layer_has_index[layer]);
 }
 
-static msa_status add_lanes(msa_cache *cache)
+static msa_status add_index_lanes(msa_cache *cache, cache_layer *layer)
 {
     const msa_cache_args *args = &cache->args;
     msa__page_pool *pool = &cache->pool;
+    msa__lane index = {.n_heads = 1,
+                       .n_rows = args->block_size,
+                       .dim = args->index_dim,
+                       .dtype = args->k_index_dtype};
+    MSA_TRY(msa__page_pool_add_lane(pool, &index, &layer->k_index));
+    if (!args->index8) return MSA_OK;
+    msa__lane keys = {.n_heads = 1,
+                      .n_rows = args->block_size,
+                      .dim = args->index_dim,
+                      .dtype = MSA_DTYPE_I8,
+                      .derived = 1};
+    MSA_TRY(msa__page_pool_add_lane(pool, &keys, &layer->index8_keys));
+    msa__lane bounds = {.n_heads = 1, .n_rows = 1, .dim = 3, .dtype = MSA_DTYPE_F32, .derived = 1};
+    return msa__page_pool_add_lane(pool, &bounds, &layer->index8_bounds);
+}
+
+static msa_status add_lanes(msa_cache *cache)
+{
+    const msa_cache_args *args = &cache->args;
+    msa__lane k = {.n_heads = args->n_kv_heads,
+                   .n_rows = args->block_size,
+                   .dim = args->head_dim,
+                   .dtype = args->k_dtype};
+    msa__lane v = k;
+    v.dtype = args->v_dtype;
     for (int32_t i = 0; i < args->n_layers; i++) {
         cache_layer *layer = &cache->layers[i];
-        MSA_TRY(msa__page_pool_add_lane(pool, args->n_kv_heads, args->head_dim, args->k_dtype,
-                                        &layer->k));
-        MSA_TRY(msa__page_pool_add_lane(pool, args->n_kv_heads, args->head_dim, args->v_dtype,
-                                        &layer->v));
-        layer->k_index = -1;
-        if (!has_index(args, i)) continue;
-        MSA_TRY(msa__page_pool_add_lane(pool, 1, args->index_dim, args->k_index_dtype,
-                                        &layer->k_index));
+        layer->k_index = layer->index8_keys = layer->index8_bounds = -1;
+        MSA_TRY(msa__page_pool_add_lane(&cache->pool, &k, &layer->k));
+        MSA_TRY(msa__page_pool_add_lane(&cache->pool, &v, &layer->v));
+        if (has_index(args, i)) MSA_TRY(add_index_lanes(cache, layer));
     }
     return MSA_OK;
 }
@@ -118,7 +141,7 @@ static msa_status init_cache(msa_cache *cache, msa_context *ctx)
     cache->layers = memory;
     MSA_TRY(msa__page_pool_init(&cache->pool, ctx, &cache->allocator, args->block_size,
                                 (int32_t)msa__ceil_div(args->max_tokens, args->block_size),
-                                3 * args->n_layers));
+                                5 * args->n_layers));
     MSA_TRY(add_lanes(cache));
     return init_seqs(cache);
 }
@@ -289,12 +312,11 @@ int64_t msa_cache_free_tokens(const msa_cache *cache)
 
 int64_t msa_cache_bytes_per_token(const msa_cache *cache)
 {
-    int64_t bytes = 0;
+    size_t page_bytes = 0;
     for (int32_t i = 0; i < cache->pool.n_lanes; i++) {
-        const msa__lane *lane = &cache->pool.lanes[i];
-        bytes += lane->n_heads * (int64_t)lane->row_bytes;
+        page_bytes += msa__lane_page_bytes(&cache->pool.lanes[i]);
     }
-    return bytes;
+    return msa__ceil_div((int64_t)page_bytes, cache->args.block_size);
 }
 
 int64_t msa_cache_page_version(const msa_cache *cache, int32_t seq)
@@ -303,11 +325,14 @@ int64_t msa_cache_page_version(const msa_cache *cache, int32_t seq)
     return cache->seqs[seq].version;
 }
 
-/* K and V [pages, Hkv, P, D], index K [pages, P, Di]. */
+/* K and V [pages, Hkv, P, D], index K [pages, P, Di], its bounds [pages, 3]. */
 static msa_tensor lane_tensor(const msa__page_pool *pool, int32_t index, int32_t n_dims)
 {
     if (index < 0) return (msa_tensor){0};
     const msa__lane *lane = &pool->lanes[index];
+    if (n_dims == 2) {
+        return msa_tensor_make(lane->data, lane->dtype, 2, pool->n_pages, lane->dim, 1, 1);
+    }
     if (n_dims == 3) {
         return msa_tensor_make(lane->data, lane->dtype, 3, pool->n_pages, pool->page_size,
                                lane->dim, 1);
@@ -347,5 +372,17 @@ msa_status msa_cache_view(const msa_cache *cache, int32_t layer, const int32_t *
                           .k_scale = cache->args.k_scale,
                           .v_scale = cache->args.v_scale,
                           .k_index_scale = cache->args.k_index_scale};
+    return MSA_OK;
+}
+
+msa_status msa_cache_index8(const msa_cache *cache, int32_t layer, msa_index8 *index8)
+{
+    msa__check at = {.op = "cache_index8", .running = 1};
+    if (!cache) return MSA_FAIL(MSA_EINVAL, "%s: cache = NULL, must be a pointer", at.op);
+    MSA_TRY(msa__check_range(&at, "layer", layer, 0, cache->args.n_layers - 1));
+    MSA_TRY(msa__check_array(&at, "index8", index8, sizeof(void *)));
+    const cache_layer *lanes = &cache->layers[layer];
+    index8->keys = lane_tensor(&cache->pool, lanes->index8_keys, 3);
+    index8->bounds = lane_tensor(&cache->pool, lanes->index8_bounds, 2);
     return MSA_OK;
 }

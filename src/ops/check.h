@@ -42,6 +42,7 @@ static inline int msa__can_read(const msa__check *at)
 #define MSA__DTYPES_WEIGHT 0x0fu
 #define MSA__DTYPES_U8     0x10u
 #define MSA__DTYPES_I32    0x20u
+#define MSA__DTYPES_I8     0x80u
 
 /* Start of every operator: the context is there, and *ours holds the caller's arguments. */
 msa_status msa__check_call(msa__check *at, const msa_context *ctx, void *ours, size_t our_size,

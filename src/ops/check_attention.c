@@ -121,6 +121,22 @@ msa_status msa__check_kv(const msa__check *at, msa_kv_view *kv, const int32_t *c
     return kv->page_table ? check_page_table(at, kv, n_units, shape->block_size) : MSA_OK;
 }
 
+msa_status msa__check_index8(const msa__check *at, const msa_kv_view *kv, const msa_index8 *index8)
+{
+    const msa_tensor *keys = &index8->keys, *bounds = &index8->bounds, *k_index = &kv->k_index;
+    if (!kv->page_table) {
+        return MSA_FAIL(MSA_EINVAL, "%s: kv.page_table = NULL, must be set with index8", at->op);
+    }
+    MSA_TRY(msa__check_tensor(at, "index8.keys", keys, 3, MSA__DTYPES_I8));
+    MSA_TRY(msa__check_dim(at, "index8.keys", keys, 0, k_index->shape[0], "kv.k_index.shape[0]"));
+    MSA_TRY(msa__check_dim(at, "index8.keys", keys, 1, k_index->shape[1], "P"));
+    MSA_TRY(msa__check_dim(at, "index8.keys", keys, 2, k_index->shape[2], "Di"));
+    MSA_TRY(msa__check_tensor(at, "index8.bounds", bounds, 2, MSA__DTYPES_F32));
+    MSA_TRY(
+        msa__check_dim(at, "index8.bounds", bounds, 0, k_index->shape[0], "kv.k_index.shape[0]"));
+    return msa__check_dim(at, "index8.bounds", bounds, 1, 3, "(scale, error, norm)");
+}
+
 msa_status msa__check_groups(const msa__check *at, const char *q_name, int64_t n_q_heads,
                              int64_t n_kv_heads)
 {

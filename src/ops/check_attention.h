@@ -18,6 +18,9 @@ typedef struct msa__kv_shape {
 msa_status msa__check_kv(const msa__check *at, msa_kv_view *kv, const int32_t *cu_seqlens_q,
                          const msa__kv_shape *shape);
 
+/* The eight-bit copy of a checked paged view's k_index. */
+msa_status msa__check_index8(const msa__check *at, const msa_kv_view *kv, const msa_index8 *index8);
+
 /* G = Hq / Hkv is whole and in 1..32. */
 msa_status msa__check_groups(const msa__check *at, const char *q_name, int64_t n_q_heads,
                              int64_t n_kv_heads);

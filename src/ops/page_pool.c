@@ -47,31 +47,32 @@ msa_status msa__page_pool_init(msa__page_pool *pool, msa_context *ctx,
     return MSA_OK;
 }
 
-static size_t page_bytes(const msa__page_pool *pool, const msa__lane *lane)
+static size_t row_bytes(const msa__lane *lane)
 {
-    return (size_t)lane->n_heads * (size_t)pool->page_size * lane->row_bytes;
+    return (size_t)lane->dim * msa_dtype_bytes(lane->dtype);
 }
 
-msa_status msa__page_pool_add_lane(msa__page_pool *pool, int32_t n_heads, int32_t dim,
-                                   msa_dtype dtype, int32_t *lane)
+size_t msa__lane_page_bytes(const msa__lane *lane)
+{
+    return (size_t)lane->n_heads * (size_t)lane->n_rows * row_bytes(lane);
+}
+
+msa_status msa__page_pool_add_lane(msa__page_pool *pool, const msa__lane *lane, int32_t *index)
 {
     msa__lane *added = &pool->lanes[pool->n_lanes];
-    added->n_heads = n_heads;
-    added->dim = dim;
-    added->dtype = dtype;
-    added->row_bytes = (size_t)dim * msa_dtype_bytes(dtype);
-    size_t n_pages = (size_t)pool->n_pages, bytes;
-    if (msa__mul_overflow(n_pages, page_bytes(pool, added), &bytes) || bytes >= PTRDIFF_MAX) {
+    size_t n_pages = (size_t)pool->n_pages, page_bytes = msa__lane_page_bytes(lane), bytes;
+    *added = *lane;
+    if (msa__mul_overflow(n_pages, page_bytes, &bytes) || bytes >= PTRDIFF_MAX) {
         return MSA_FAIL(MSA_ENOMEM, "cache_create: %zu pages of %zu bytes overflow size_t", n_pages,
-                        page_bytes(pool, added));
+                        page_bytes);
     }
     msa_status status = msa_memory_alloc(pool->ctx, bytes, &added->data);
     if (status == MSA_ENOMEM || status == MSA_EDEVMEM) {
         return MSA_FAIL(status, "cache_create: no memory for %zu pages of %zu bytes", n_pages,
-                        page_bytes(pool, added));
+                        page_bytes);
     }
     MSA_TRY(status);
-    *lane = pool->n_lanes++;
+    *index = pool->n_lanes++;
     return MSA_OK;
 }
 
@@ -81,7 +82,7 @@ void msa__page_pool_free(msa__page_pool *pool)
     size_t n_pages = (size_t)pool->n_pages;
     for (int32_t i = 0; i < pool->n_lanes; i++) {
         msa_memory_free(pool->ctx, pool->lanes[i].data,
-                        n_pages * page_bytes(pool, &pool->lanes[i]));
+                        n_pages * msa__lane_page_bytes(&pool->lanes[i]));
     }
     msa__cache_free(allocator, pool->lanes, (size_t)pool->max_lanes * sizeof(msa__lane));
     msa__cache_free(allocator, pool->returned, n_pages * sizeof(int32_t));
@@ -111,13 +112,14 @@ msa_status msa__page_copy(msa__page_pool *pool, int32_t to, int32_t from, int32_
 {
     for (int32_t i = 0; i < pool->n_lanes; i++) {
         const msa__lane *lane = &pool->lanes[i];
-        size_t head_bytes = (size_t)pool->page_size * lane->row_bytes;
-        unsigned char *to_page = (unsigned char *)lane->data + (size_t)to * page_bytes(pool, lane);
-        unsigned char *from_page =
-            (unsigned char *)lane->data + (size_t)from * page_bytes(pool, lane);
+        if (lane->derived) continue;
+        size_t page_bytes = msa__lane_page_bytes(lane);
+        size_t head_bytes = page_bytes / (size_t)lane->n_heads;
+        unsigned char *to_page = (unsigned char *)lane->data + (size_t)to * page_bytes;
+        unsigned char *from_page = (unsigned char *)lane->data + (size_t)from * page_bytes;
         for (size_t h = 0; h < (size_t)lane->n_heads; h++) {
             MSA_TRY(msa_memory_copy(pool->ctx, to_page + h * head_bytes, from_page + h * head_bytes,
-                                    (size_t)n_tokens * lane->row_bytes));
+                                    (size_t)n_tokens * row_bytes(lane)));
         }
     }
     return MSA_OK;

@@ -43,6 +43,27 @@ static msa_status check_outputs(const msa__check *at, const msa_select_args *arg
     return MSA_OK;
 }
 
+/* The eight-bit copy and what comes with it. */
+static msa_status check_index8(const msa__check *at, msa_select_args *args)
+{
+    const msa_tensor *n_rescored = &args->n_rescored;
+    if (msa__is_absent(at, &args->index8.keys)) {
+        args->index8.keys.n_dims = 0; /* how backends know */
+        if (msa__is_absent(at, n_rescored)) return MSA_OK;
+        return MSA_FAIL(MSA_EINVAL, "%s: n_rescored is present, must be absent without index8",
+                        at->op);
+    }
+    MSA_TRY(msa__check_index8(at, &args->kv, &args->index8));
+    if (!msa__is_absent(at, &args->block_scores)) {
+        return MSA_FAIL(MSA_EINVAL, "%s: block_scores is present, must be absent with index8",
+                        at->op);
+    }
+    if (msa__is_absent(at, n_rescored)) return MSA_OK;
+    MSA_TRY(msa__check_output(at, "n_rescored", n_rescored, 2, MSA__DTYPES_I32));
+    MSA_TRY(msa__check_dim(at, "n_rescored", n_rescored, 0, args->q_index.shape[0], "q_index's T"));
+    return msa__check_dim(at, "n_rescored", n_rescored, 1, args->q_index.shape[1], "q_index's Hkv");
+}
+
 static msa_status check_args(const msa__check *at, msa_select_args *args)
 {
     const msa_tensor *q = &args->q_index;
@@ -55,7 +76,8 @@ static msa_status check_args(const msa__check *at, msa_select_args *args)
                            .index_dim = q->shape[2],
                            .block_size = args->block_size};
     MSA_TRY(msa__check_kv(at, &args->kv, args->cu_seqlens_q, &shape));
-    return check_outputs(at, args);
+    MSA_TRY(check_outputs(at, args));
+    return check_index8(at, args);
 }
 
 msa_status msa_select_plan(msa_context *ctx, const msa_select_args *caller_args, msa_plan *plan)

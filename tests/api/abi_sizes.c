@@ -37,13 +37,16 @@ static const layout layouts[] = {
     AT(msa_kv_view, kv_lens, 264), AT(msa_kv_view, n_seqs, 272), AT(msa_kv_view, k_scale, 276),
     AT(msa_kv_view, v_scale, 280), AT(msa_kv_view, k_index_scale, 284),
 
-    SIZE(msa_select_args, 648), AT(msa_select_args, struct_size, 0), AT(msa_select_args, flags, 4),
+    SIZE(msa_index8, 160), AT(msa_index8, keys, 0), AT(msa_index8, bounds, 80),
+
+    SIZE(msa_select_args, 888), AT(msa_select_args, struct_size, 0), AT(msa_select_args, flags, 4),
     AT(msa_select_args, q_index, 8), AT(msa_select_args, kv, 88),
     AT(msa_select_args, cu_seqlens_q, 376), AT(msa_select_args, block_size, 384),
     AT(msa_select_args, topk, 388), AT(msa_select_args, n_init, 392),
     AT(msa_select_args, n_local, 396), AT(msa_select_args, index_scale, 400),
     AT(msa_select_args, reserved, 404), AT(msa_select_args, blocks, 408),
     AT(msa_select_args, block_scores, 488), AT(msa_select_args, index_lse, 568),
+    AT(msa_select_args, index8, 648), AT(msa_select_args, n_rescored, 808),
 
     SIZE(msa_block_topk_args, 192), AT(msa_block_topk_args, struct_size, 0),
     AT(msa_block_topk_args, flags, 4), AT(msa_block_topk_args, scores, 8),
@@ -76,6 +79,12 @@ static const layout layouts[] = {
     AT(msa_kv_append_args, kv, 256), AT(msa_kv_append_args, block_size, 544),
     AT(msa_kv_append_args, reserved, 548),
 
+    SIZE(msa_index_quantize_args, 480), AT(msa_index_quantize_args, struct_size, 0),
+    AT(msa_index_quantize_args, flags, 4), AT(msa_index_quantize_args, kv, 8),
+    AT(msa_index_quantize_args, cu_seqlens_q, 296), AT(msa_index_quantize_args, n_tokens, 304),
+    AT(msa_index_quantize_args, block_size, 312), AT(msa_index_quantize_args, reserved, 316),
+    AT(msa_index_quantize_args, index8, 320),
+
     SIZE(msa_cache_args, 80), AT(msa_cache_args, struct_size, 0), AT(msa_cache_args, flags, 4),
     AT(msa_cache_args, n_layers, 8), AT(msa_cache_args, n_kv_heads, 12),
     AT(msa_cache_args, head_dim, 16), AT(msa_cache_args, index_dim, 20),
@@ -84,7 +93,7 @@ static const layout layouts[] = {
     AT(msa_cache_args, k_dtype, 48), AT(msa_cache_args, v_dtype, 52),
     AT(msa_cache_args, k_index_dtype, 56), AT(msa_cache_args, k_scale, 60),
     AT(msa_cache_args, v_scale, 64), AT(msa_cache_args, k_index_scale, 68),
-    AT(msa_cache_args, reserved, 72),
+    AT(msa_cache_args, index8, 72),
 
     SIZE(msa_weight, 160), AT(msa_weight, w, 0), AT(msa_weight, scales, 80),
 

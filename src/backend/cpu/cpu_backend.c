@@ -47,6 +47,7 @@ const msa__backend msa__cpu_backend = {
     .dense_attend = msa__cpu_dense_attend,
     .attend_merge = msa__cpu_attend_merge,
     .kv_append = msa__cpu_kv_append,
+    .index_quantize = msa__cpu_index_quantize,
     .embed = msa__cpu_embed,
     .rmsnorm = msa__cpu_rmsnorm,
     .rope = msa__cpu_rope,

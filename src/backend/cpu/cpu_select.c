@@ -5,7 +5,7 @@
  * 128 x 16 scores, their vertical maxima, and the few maxima that beat a row's K-th best are
  * inserted. Where there are fewer tiles than threads want, the pages are cut into splits with
  * candidate lists of their own. An element's score does not depend on the cut and ranking is exact,
- * so neither do the rows.
+ * so neither do the rows. An eight-bit copy of the keys is not read: the sets are the same.
  */
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cpu/cpu_index_lse.h"
@@ -276,6 +276,7 @@ static void write_rows(const select_job *job, const msa__tile *tile, const candi
 {
     const msa_select_args *args = job->args;
     const msa_tensor *blocks = &args->blocks, *scores = &args->block_scores;
+    const msa_tensor *n_rescored = &args->n_rescored;
     int64_t n_heads = args->q_index.shape[1];
     for (int64_t i = 0; i < tile->n_tokens * n_heads; i++) {
         int64_t token = tile->first_token + i / n_heads, head = i % n_heads;
@@ -284,6 +285,12 @@ static void write_rows(const select_job *job, const msa__tile *tile, const candi
                             head * blocks->stride[1],
                         args->topk, best->keys + i * job->n_slots, best->n[i], n_visible,
                         args->n_init, args->n_local);
+        if (n_rescored->data) { /* every block that is not forced */
+            int64_t n = job->n_slots > 0 ? n_visible - args->n_init - args->n_local : 0;
+            ((int32_t *)
+                 n_rescored->data)[token * n_rescored->stride[0] + head * n_rescored->stride[1]] =
+                n > 0 ? (int32_t)n : 0;
+        }
         if (!scores->data) continue;
         float *row = (float *)scores->data + token * scores->stride[0] + head * scores->stride[1];
         for (int64_t b = n_visible; b < scores->shape[2]; b++) row[b] = -INFINITY;

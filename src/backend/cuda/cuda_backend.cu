@@ -114,6 +114,7 @@ static const msa__backend table = {
     .dense_attend = cuda_dense_attend,
     .attend_merge = cuda_attend_merge,
     .kv_append = cuda_kv_append,
+    .index_quantize = cuda_index_quantize,
     .embed = cuda_embed,
     .rmsnorm = cuda_rmsnorm,
     .rope = cuda_rope,

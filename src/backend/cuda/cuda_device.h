@@ -74,6 +74,7 @@ size_t cuda_dense_attend_workspace(const msa_context *ctx, const msa_dense_atten
 msa_status cuda_dense_attend(msa_context *ctx, const msa_dense_attend_args *args, void *workspace);
 msa_status cuda_attend_merge(msa_context *ctx, const msa_attend_merge_args *args);
 msa_status cuda_kv_append(msa_context *ctx, const msa_kv_append_args *args);
+msa_status cuda_index_quantize(msa_context *ctx, const msa_index_quantize_args *args);
 msa_status cuda_embed(msa_context *ctx, const msa_embed_args *args);
 msa_status cuda_rmsnorm(msa_context *ctx, const msa_rmsnorm_args *args);
 msa_status cuda_rope(msa_context *ctx, const msa_rope_args *args);

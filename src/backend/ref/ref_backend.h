@@ -14,6 +14,7 @@ msa_status msa__ref_dense_attend(msa_context *ctx, const msa_dense_attend_args *
                                  void *workspace);
 msa_status msa__ref_attend_merge(msa_context *ctx, const msa_attend_merge_args *args);
 msa_status msa__ref_kv_append(msa_context *ctx, const msa_kv_append_args *args);
+msa_status msa__ref_index_quantize(msa_context *ctx, const msa_index_quantize_args *args);
 
 msa_status msa__ref_embed(msa_context *ctx, const msa_embed_args *args);
 msa_status msa__ref_rmsnorm(msa_context *ctx, const msa_rmsnorm_args *args);

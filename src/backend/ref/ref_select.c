@@ -1,7 +1,5 @@
 /* Selection as the equations say it: score every visible key, pool, keep the best, (M5)-(M9). */
-#include "backend/ref/ref_backend.h"
-#include "backend/ref/ref_rows.h"
-#include "backend/ref/ref_topk.h"
+#include "backend/ref/ref_select.h"
 
 #include <math.h>
 
@@ -20,9 +18,8 @@ static float score_key(const msa_select_args *args, ref_row q, int32_t seq, int6
     return (float)ref_dot(q, key, args->q_index.shape[2]);
 }
 
-/* (M6): the maximum over the visible tokens of a block; NaN tokens are ignored. */
-static float pool_block(const msa_select_args *args, ref_row q, int32_t seq, int64_t block,
-                        int64_t position)
+float ref_pool_block(const msa_select_args *args, ref_row q, int32_t seq, int64_t block,
+                     int64_t position)
 {
     float best = -INFINITY;
     int64_t first = block * args->block_size, end = first + args->block_size;
@@ -65,10 +62,14 @@ static void select_token(const msa_select_args *args, int32_t seq, int64_t i, in
                         .n_init = args->n_init,
                         .n_local = args->n_local};
         float *scores = args->block_scores.data ? ref_f32_at(&args->block_scores, i, r) : NULL;
-        for (int64_t b = 0; b <= local_block; b++) {
-            float score = pool_block(args, q, seq, b, position);
-            ref_topk_offer(&top, b, score);
-            if (scores) scores[b] = score;
+        if (args->index8.keys.n_dims) {
+            ref_offer_open(args, q, i, r, seq, &top);
+        } else {
+            for (int64_t b = 0; b <= local_block; b++) {
+                float score = ref_pool_block(args, q, seq, b, position);
+                ref_topk_offer(&top, b, score);
+                if (scores) scores[b] = score;
+            }
         }
         int32_t *row = ref_i32_at(&args->blocks, i, r);
         ref_topk_write(&top, row);

@@ -1,0 +1,57 @@
+// The arithmetic of the eight-bit copy on the device, as src/ops/index8.h has it for the host:
+// rounding and bounds, (Q1)-(Q4). Every bound is inflated by more than f32 can have lost.
+#ifndef MSA_CUDA_INDEX8_CUH
+#define MSA_CUDA_INDEX8_CUH
+
+#include "msa/tensor.h"
+
+#include <cuda_bf16.h>
+#include <cuda_fp8.h>
+#include <stdint.h>
+
+#define INDEX8_MAX_NORM2 0x1p120f
+#define INDEX8_MIN_NORM  0x1p-50f
+#define INDEX8_INFLATE   (1 + 0x1p-12f) // over the rounding of a sum of up to 512 squares
+#define INDEX8_ROUNDING  0x1p-21f       // of a score in f32, per dimension
+
+// fmaxf drops NaN; this keeps it.
+__device__ __forceinline__ float maximum_or_nan(float a, float b)
+{
+    return !(a >= b) ? (a != a ? a : b) : a;
+}
+__device__ __forceinline__ float warp_maximum(float x)
+{
+#pragma unroll
+    for (int j = 16; j > 0; j /= 2) x = maximum_or_nan(x, __shfl_xor_sync(~0u, x, j));
+    return x;
+}
+__device__ __forceinline__ float warp_sum(float x)
+{
+#pragma unroll
+    for (int j = 16; j > 0; j /= 2) x += __shfl_xor_sync(~0u, x, j);
+    return x;
+}
+
+// Number i of a lane: f32, bf16 or fp8.
+__device__ __forceinline__ float load_number(const void *data, msa_dtype dtype, int64_t i)
+{
+    if (dtype == 0) return ((const float *)data)[i];
+    if (dtype == 1) return __bfloat162float(((const __nv_bfloat16 *)data)[i]);
+    __half_raw h = __nv_cvt_fp8_to_halfraw(((const __nv_fp8_storage_t *)data)[i], __NV_E4M3);
+    return __half2float(__half(h));
+}
+
+__device__ __forceinline__ float index8_scale(float max)
+{
+    return max > 127 * 0x1p-60f ? max / 127 : 0x1p-60f;
+}
+__device__ __forceinline__ int index8_round(float x, float scale)
+{
+    return max(-127, min(127, __float2int_rn(x / scale)));
+}
+__device__ __forceinline__ float index8_norm_bound(float norm)
+{
+    return fmaxf(norm, INDEX8_MIN_NORM) * INDEX8_INFLATE;
+}
+
+#endif
