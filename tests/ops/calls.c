@@ -200,6 +200,9 @@ CALL_PLANNED(select, {
     stage_tensor(s, &a->blocks, OUTPUT);
     stage_tensor(s, &a->block_scores, OUTPUT);
     stage_tensor(s, &a->index_lse, OUTPUT);
+    stage_tensor(s, &a->index8.keys, INPUT);
+    stage_tensor(s, &a->index8.bounds, INPUT);
+    stage_tensor(s, &a->n_rescored, OUTPUT);
 })
 
 CALL(block_topk, {
@@ -241,6 +244,13 @@ CALL(kv_append, {
     stage_tensor(s, &a->k_index, INPUT);
     a->cu_seqlens_q = stage_ints(s, a->cu_seqlens_q, a->kv.n_seqs + 1);
     stage_view(s, &a->kv, OUTPUT);
+})
+
+CALL(index_quantize, {
+    a->cu_seqlens_q = stage_ints(s, a->cu_seqlens_q, a->kv.n_seqs + 1);
+    stage_view(s, &a->kv, INPUT);
+    stage_tensor(s, &a->index8.keys, OUTPUT);
+    stage_tensor(s, &a->index8.bounds, OUTPUT);
 })
 
 CALL(embed, {

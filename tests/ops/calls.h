@@ -20,6 +20,7 @@ msa_status call_dense_attend(msa_context *ctx, const msa_plan *plan,
                              size_t workspace_bytes);
 msa_status call_attend_merge(msa_context *ctx, const msa_attend_merge_args *args);
 msa_status call_kv_append(msa_context *ctx, const msa_kv_append_args *args);
+msa_status call_index_quantize(msa_context *ctx, const msa_index_quantize_args *args);
 msa_status call_embed(msa_context *ctx, const msa_embed_args *args);
 msa_status call_rmsnorm(msa_context *ctx, const msa_rmsnorm_args *args);
 msa_status call_rope(msa_context *ctx, const msa_rope_args *args);
