@@ -1,10 +1,9 @@
 /* msa bench model: how fast a model reads and writes, at growing contexts. */
-#include "bandwidth.h"
+#include "ceiling.h"
 #include "command.h"
+#include "device.h"
 #include "output.h"
 #include "progress.h"
-
-#include "msa/msa.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -12,16 +11,14 @@
 #include <string.h>
 
 typedef struct bench_options {
-    const char *model, *out;
+    const char *model, *out, *device;
     int64_t first, last, decode, chunk, threads;
     int32_t dtype, attention;
 } bench_options;
 
 static const msa_dtype dtypes[] = {MSA_DTYPE_BF16, MSA_DTYPE_F32}; /* as the words of --dtype */
 
-/* Larger than the caches of any machine this is likely to run on. */
-#define BANDWIDTH_BYTES  ((size_t)1 << 30)
-#define BANDWIDTH_PASSES 3
+#define MAX_CHUNK 65536
 
 typedef struct bench {
     const bench_options *options;
@@ -30,10 +27,12 @@ typedef struct bench {
     msa_engine *engine;
     msa_session *session;
     msa_model_info info;
-    cli_bandwidth *bandwidth;
-    FILE *out; /* NULL: standard output */
+    cli_ceiling *ceiling;
+    double product_rate; /* operations per second of large bf16 products */
+    FILE *out;           /* NULL: standard output */
     double open_seconds, first_token_seconds;
     double *step_seconds; /* [decode] */
+    int32_t *tokens;      /* [MAX_CHUNK] */
 } bench;
 
 /* ---- one model in memory ------------------------------------------------------------------ */
@@ -66,6 +65,12 @@ static msa_status decode_one(bench *b)
     return msa_engine_forward(b->engine, &item, 1, NULL);
 }
 
+static int64_t chunk_tokens(const bench *b)
+{
+    if (b->options->chunk != CLI_UNSET) return b->options->chunk;
+    return msa_context_uses_device_memory(b->ctx) ? 8192 : 512;
+}
+
 /* Open the model and an engine; the first token measures how lazy that is. */
 static msa_status open_model(bench *b)
 {
@@ -78,8 +83,9 @@ static msa_status open_model(bench *b)
     args.activation_dtype = dtypes[b->options->dtype];
     args.k_dtype = args.v_dtype = args.k_index_dtype = args.activation_dtype;
     args.max_tokens = b->options->last + b->options->decode;
-    args.chunk_tokens = (int32_t)b->options->chunk;
+    args.chunk_tokens = (int32_t)chunk_tokens(b);
     args.attention = b->options->attention == 0 ? MSA_ATTENTION_SPARSE : MSA_ATTENTION_DENSE;
+    if (status == MSA_OK) status = cli_load_weights(b->model, 0);
     if (status == MSA_OK) status = msa_engine_create(&b->engine, b->ctx, b->model, &args);
     if (status == MSA_OK) status = msa_session_create(&b->session, b->engine);
     if (status != MSA_OK) return status;
@@ -94,14 +100,13 @@ static msa_status open_model(bench *b)
 /* Read tokens until the context is `frontier` long; *rate is that of the last chunk. */
 static msa_status prefill_to(bench *b, int64_t frontier, cli_progress *bar, double *rate)
 {
-    int32_t tokens[1024];
     msa_status status = MSA_OK;
     while (msa_session_length(b->session) < frontier && status == MSA_OK) {
         int64_t first = msa_session_length(b->session), n = frontier - first;
-        if (n > b->options->chunk) n = b->options->chunk;
-        for (int64_t i = 0; i < n; i++) tokens[i] = token_at(b, first + i);
+        if (n > chunk_tokens(b)) n = chunk_tokens(b);
+        for (int64_t i = 0; i < n; i++) b->tokens[i] = token_at(b, first + i);
         double start = cli_seconds();
-        status = msa_session_prefill(b->session, tokens, n, NULL, NULL);
+        status = msa_session_prefill(b->session, b->tokens, n, NULL, NULL);
         *rate = (double)n / (cli_seconds() - start);
         cli_progress_update(bar, first + n, b->options->last);
     }
@@ -150,15 +155,18 @@ static void report(bench *b, int64_t frontier, double prefill_rate)
     char line[512];
     double step = step_percentile(b, 50);
     double weights = (double)b->info.active_weight_bytes / step;
-    double read = cli_bandwidth_measure(b->bandwidth, BANDWIDTH_PASSES);
+    double read = cli_ceiling_memory(b->ceiling);
+    double products = 2 * prefill_rate * (double)b->info.n_active_parameters;
     msa_session_stats stats;
     msa_session_stats_init(&stats);
     if (msa_session_get_stats(b->session, &stats) != MSA_OK) stats.kv_bytes = 0;
-    snprintf(line, sizeof(line), "%lld,%.1f,%.2f,%.3f,%.3f,%.3f,%.2f,%.2f,%.1f,%lld,%.3f\n",
+    snprintf(line, sizeof(line),
+             "%lld,%.1f,%.2f,%.3f,%.3f,%.3f,%.2f,%.2f,%.1f,%lld,%.3f,%.2f,%.2f,%.1f\n",
              (long long)frontier, prefill_rate, 1 / step, step * 1e3, step_percentile(b, 10) * 1e3,
              step_percentile(b, 90) * 1e3, weights / 1e9, read / 1e9,
-             read > 0 ? 100 * weights / read : 0, (long long)stats.kv_bytes,
-             b->first_token_seconds);
+             read > 0 ? 100 * weights / read : 0, (long long)stats.kv_bytes, b->first_token_seconds,
+             products / 1e12, b->product_rate / 1e12,
+             b->product_rate > 0 ? 100 * products / b->product_rate : 0);
     write_line(b, line);
 }
 
@@ -187,11 +195,14 @@ static int check_options(const bench_options *o)
 
 static int measure(bench *b)
 {
-    msa_context_args args;
-    msa_context_args_init(&args);
-    if (b->options->threads != CLI_UNSET) args.n_threads = (int32_t)b->options->threads;
-    msa_status status = msa_context_create(&b->ctx, &args);
-    if (status == MSA_OK) status = open_model(b);
+    int opened = cli_open_context(b->options->device, b->options->threads, &b->ctx);
+    if (opened != CLI_OK) return opened;
+    b->ceiling = cli_ceiling_open(b->ctx); /* before the model takes the memory */
+    b->step_seconds = calloc((size_t)b->options->decode, sizeof(*b->step_seconds));
+    b->tokens = calloc(MAX_CHUNK, sizeof(*b->tokens));
+    if (!b->ceiling || !b->step_seconds || !b->tokens) return cli_complain("out of memory");
+    b->product_rate = cli_ceiling_products(b->ceiling);
+    msa_status status = open_model(b);
     if (status == MSA_OK) { /* now the file is warm */
         close_model(b);
         status = open_model(b);
@@ -203,11 +214,9 @@ static int measure(bench *b)
              msa_context_isa(b->ctx), (int)msa_context_threads(b->ctx));
     cli_talk("warm file: open and prepare %.3f s, first token after %.3f s\n", b->open_seconds,
              b->first_token_seconds);
-    b->bandwidth = cli_bandwidth_open(BANDWIDTH_BYTES, msa_context_threads(b->ctx));
-    b->step_seconds = calloc((size_t)b->options->decode, sizeof(*b->step_seconds));
-    if (!b->bandwidth || !b->step_seconds) return cli_complain("out of memory");
     write_line(b, "context,prefill_tokens_s,decode_tokens_s,decode_ms,decode_ms_p10,decode_ms_p90,"
-                  "weight_gbytes_s,read_gbytes_s,weight_read_pct,kv_bytes,first_token_s\n");
+                  "weight_gbytes_s,read_gbytes_s,weight_read_pct,kv_bytes,first_token_s,"
+                  "prefill_tflop_s,product_tflop_s,prefill_pct\n");
     status = run_frontiers(b);
     return status == MSA_OK ? CLI_OK : cli_complain_library(status);
 }
@@ -222,9 +231,10 @@ static int run_bench(const void *values)
     }
     status = measure(&b);
     close_model(&b);
+    cli_ceiling_close(b.ceiling);
     msa_context_destroy(b.ctx);
-    cli_bandwidth_close(b.bandwidth);
     free(b.step_seconds);
+    free(b.tokens);
     if (b.out && (ferror(b.out) | fclose(b.out)) != 0 && status == CLI_OK) {
         status = cli_complain("%s: %s", b.options->out, strerror(errno));
     }
@@ -244,11 +254,13 @@ static const cli_option options[] = {
     {CLI_COUNT, 0, "to", "N", AT(last), "16K", 1, 1e9,
      "Largest context; every one is twice the one before it."},
     {CLI_COUNT, 'n', "decode", "N", AT(decode), "32", 1, 65536, "Tokens decoded at each context."},
-    {CLI_COUNT, 0, "chunk", "N", AT(chunk), "512", 1, 1024, "Tokens of one forward pass."},
+    {CLI_COUNT, 0, "chunk", "N", AT(chunk), NULL, 1, MAX_CHUNK,
+     "Tokens of one forward pass; 512, or 8192 on a GPU, unless given."},
     {CLI_CHOICE, 0, "dtype", "bf16|f32", AT(dtype), "bf16", 0, 0,
      "Type of the activations and of the cache."},
     {CLI_CHOICE, 0, "attention", "sparse|dense", AT(attention), "sparse", 0, 0,
      "sparse: as the model was made; dense: every layer reads every key."},
+    CLI_DEVICE_ROW(AT(device)),
     {CLI_COUNT, 0, "threads", "N", AT(threads), NULL, 1, 1024,
      "Threads; every core this process may use unless given."},
     {CLI_FILE, 'o', "out", "FILE", AT(out), NULL, 0, 0, "Write the CSV here."},
@@ -261,11 +273,10 @@ const cli_command cli_cmd_bench_model = {
     .details =
         "One CSV line per context. Speeds are instantaneous: prefill is the last chunk before the "
         "context, decode the median of single steps at it (p10 and p90 beside it). weight_read_pct "
-        "is "
-        "the share of this machine's read bandwidth, measured beside each line, at which decoding "
-        "reads "
-        "the active weights; first_token_s is the time from opening a warm file to the first "
-        "logits.",
+        "is the share of the memory bandwidth, measured beside each line, at which decoding reads "
+        "the active weights (on a GPU that of a copy); prefill_pct is the share of the rate of "
+        "large bf16 products, measured first, at which reading a prompt uses the active weights. "
+        "first_token_s is the time from opening a warm file to the first logits.",
     .examples = "msa bench model demo\n"
                 "msa bench model demo --to 128K --attention dense -o dense.csv",
     .arguments = arguments,

@@ -6,7 +6,6 @@
 #include "conversation.h"
 #include "interrupt.h"
 #include "line_input.h"
-#include "machine.h"
 #include "output.h"
 #include "progress.h"
 #include "reasoning.h"
@@ -211,16 +210,14 @@ static int converse(chat *c)
 }
 
 /* Room for the conversation when --ctx is not given: all the model takes, within half the memory
- * that is free. Memory is reserved, not touched, until tokens arrive. */
+ * that is free. A host's memory is reserved, not touched, until tokens arrive. */
 static int64_t choose_context(const chat *c)
 {
-    cli_machine machine;
     int64_t most = c->runtime.info.max_positions;
     if (c->options->engine.ctx_tokens != CLI_UNSET) return c->options->engine.ctx_tokens;
-    cli_read_machine(&machine);
-    if (machine.memory_available <= 0) return most;
-    int64_t fit =
-        cli_tokens_that_fit(cli_runtime_token_bytes(&c->runtime), machine.memory_available / 2);
+    int64_t available = cli_cache_memory(c->runtime.ctx, &c->runtime.info);
+    if (available <= 0) return most;
+    int64_t fit = cli_tokens_that_fit(cli_runtime_token_bytes(&c->runtime), available / 2);
     return fit < most && fit > 0 ? fit : most;
 }
 

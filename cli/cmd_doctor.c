@@ -4,7 +4,7 @@
 #include "output.h"
 #include "progress.h"
 
-#include "msa/context.h"
+#include "msa/memory.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -34,6 +34,35 @@ static void print_memory(const cli_machine *machine)
     if (getrlimit(RLIMIT_MEMLOCK, &locked) == 0) {
         line("lockable",
              locked.rlim_cur == RLIM_INFINITY ? "no limit" : cli_bytes((double)locked.rlim_cur, a));
+    }
+}
+
+/* One line a GPU, or why there is none. */
+static void print_gpus(void)
+{
+    char label[32], text[160], a[32], b[32];
+    msa_context_args args;
+    msa_context_args_init(&args);
+    args.backend = "cuda";
+    cli_print("\nGPU\n");
+    for (;; args.device++) {
+        msa_context *ctx;
+        int64_t free_bytes, total_bytes;
+        msa_status status = msa_context_create(&ctx, &args);
+        if (status == MSA_EINVAL && args.device > 0) return; /* past the last one */
+        snprintf(label, sizeof(label), "cuda:%d", (int)args.device);
+        if (status == MSA_OK) status = msa_memory_info(ctx, &free_bytes, &total_bytes);
+        if (status == MSA_OK) {
+            snprintf(text, sizeof(text), "%s, %s, %s free", msa_context_isa(ctx),
+                     cli_bytes((double)total_bytes, a), cli_bytes((double)free_bytes, b));
+            line(label, text);
+        } else {
+            static const char none[] = "not available: ";
+            const char *reason = strstr(msa_last_error(), none);
+            line(reason ? "none" : label, reason ? reason + sizeof(none) - 1 : msa_last_error());
+            if (reason) return;
+        }
+        msa_context_destroy(ctx);
     }
 }
 
@@ -102,6 +131,7 @@ static int run_doctor(const void *values)
         line("backend", msa_context_backend(ctx));
     }
     print_memory(&machine);
+    print_gpus();
     cli_print("\nOptional parts\n");
     print_parts();
     print_environment();
@@ -115,7 +145,7 @@ static int run_doctor(const void *values)
 
 const cli_command cli_cmd_doctor = {
     .name = "doctor",
-    .summary = "Report processor, memory, optional parts and environment.",
+    .summary = "Report processor, memory, GPUs, optional parts and environment.",
     .details = "Fails when no working set-up can be made from the environment variables.",
     .run = run_doctor,
 };

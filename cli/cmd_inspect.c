@@ -1,6 +1,7 @@
 /* msa inspect: what a model is, what it costs, what fits into this machine. */
 #include "cache_size.h"
 #include "command.h"
+#include "device.h"
 #include "machine.h"
 #include "output.h"
 #include "progress.h"
@@ -9,9 +10,16 @@
 #include <string.h>
 
 typedef struct inspect_options {
-    const char *model;
+    const char *model, *device;
     int32_t json, verify;
 } inspect_options;
+
+/* The memory a cache would lie in. */
+typedef struct memory {
+    const char *place;
+    int64_t available, total; /* bytes; a GPU's beside the weights */
+    int32_t on_device;
+} memory;
 
 #define N_CACHE_KINDS 4
 
@@ -111,14 +119,16 @@ static void print_weights(const msa_model_info *info)
     line("weights", text);
 }
 
-static void print_memory(const msa_model_info *info, const cli_machine *machine)
+static void print_memory(const msa_model_info *info, const memory *m)
 {
     char a[32], b[32];
-    cli_print("\n%-22s %16s %26s\n", "cache", "per 1024 tokens", "fits into this machine");
+    char heading[64];
+    snprintf(heading, sizeof(heading), "fits into %s", m->place);
+    cli_print("\n%-22s %16s %26s\n", "cache", "per 1024 tokens", heading);
     for (int32_t i = 0; i < N_CACHE_KINDS; i++) {
         int64_t bytes;
         const char *name = cache_kind(info, i, &bytes);
-        int64_t fit = cli_tokens_that_fit(bytes, machine->memory_available / 10 * 9);
+        int64_t fit = cli_tokens_that_fit(bytes, m->available > 0 ? m->available / 10 * 9 : 0);
         const char *most = "";
         if (fit >= info->max_positions) {
             fit = info->max_positions;
@@ -130,17 +140,21 @@ static void print_memory(const msa_model_info *info, const cli_machine *machine)
     }
     cli_print("\n");
     line("longest context", cli_grouped(info->max_positions, a));
-    cli_print("%-16s %s of %s available\n", "memory",
-              cli_bytes((double)machine->memory_available, a),
-              cli_bytes((double)machine->memory_total, b));
-    if (info->weight_bytes > machine->memory_available && machine->memory_available > 0) {
+    if (m->on_device && m->available < 0) {
+        cli_print("%-16s the weights need %s more than the GPU has free\n", "memory",
+                  cli_bytes((double)-m->available, a));
+        return;
+    }
+    cli_print("%-16s %s of %s available%s\n", "memory", cli_bytes((double)m->available, a),
+              cli_bytes((double)m->total, b), m->on_device ? " beside the weights" : "");
+    if (!m->on_device && info->weight_bytes > m->available && m->available > 0) {
         cli_print("%-16s the weights are larger than the memory available: they would be read from "
                   "disk again and again\n",
                   "note");
     }
 }
 
-static void print_json(const msa_model_info *info, const cli_machine *machine)
+static void print_json(const msa_model_info *info, const memory *m)
 {
     cli_print("{\"architecture\": \"%s\", \"layers\": %d, \"msa_layers\": %d, \"moe_layers\": %d,\n"
               " \"hidden_size\": %d, \"vocab_size\": %d, \"q_heads\": %d, \"kv_heads\": %d,\n"
@@ -156,7 +170,7 @@ static void print_json(const msa_model_info *info, const cli_machine *machine)
               (int)info->n_experts, (int)info->n_experts_per_token, (long long)info->max_positions,
               (long long)info->n_parameters, (long long)info->n_active_parameters,
               (long long)info->weight_bytes, (long long)info->active_weight_bytes,
-              info->quantization, (long long)machine->memory_available);
+              info->quantization, (long long)m->available);
     for (int32_t i = 0; i < N_CACHE_KINDS; i++) {
         int64_t bytes;
         const char *name = cache_kind(info, i, &bytes);
@@ -184,43 +198,60 @@ static msa_status verify(const msa_model *model, const msa_model_info *info)
     return status;
 }
 
-/* Everything there is to say about a model that opens. */
-static msa_status inspect_model(const msa_model *model, const inspect_options *o,
-                                const cli_machine *machine)
+/* Memory of the GPU of --device, or of the machine. */
+static msa_status read_memory(msa_context *ctx, const inspect_options *o,
+                              const msa_model_info *info, memory *m)
 {
+    cli_machine machine;
+    cli_read_machine(&machine);
+    *m = (memory){"this machine", machine.memory_available, machine.memory_total, 0};
+    if (!o->device || !msa_context_uses_device_memory(ctx)) return MSA_OK;
+    *m = (memory){cli_place(ctx), 0, 0, 1};
+    msa_status status = msa_memory_info(ctx, &m->available, &m->total);
+    m->available -= info->weight_bytes;
+    return status;
+}
+
+/* Everything there is to say about a model that opens. */
+static msa_status inspect_model(const msa_model *model, const inspect_options *o, msa_context *ctx)
+{
+    memory m;
     msa_model_info info;
     msa_model_info_init(&info);
     msa_status status = msa_model_get_info(model, &info);
     if (status != MSA_OK) return status;
     if (o->verify) status = verify(model, &info);
+    if (status == MSA_OK) status = read_memory(ctx, o, &info, &m);
     if (status != MSA_OK) return status;
     if (o->json) {
-        print_json(&info, machine);
+        print_json(&info, &m);
         return MSA_OK;
     }
     print_shape(&info);
     status = print_layers(model, &info);
     if (status != MSA_OK) return status;
     print_weights(&info);
-    print_memory(&info, machine);
+    print_memory(&info, &m);
     return MSA_OK;
 }
 
 /* config.json alone, where there are no weights. */
-static msa_status inspect_config(const inspect_options *o, const cli_machine *machine)
+static msa_status inspect_config(const inspect_options *o, msa_context *ctx)
 {
+    memory m;
     msa_model_info info;
     msa_model_info_init(&info);
     msa_status status = msa_model_info_from_config(o->model, &info);
+    if (status == MSA_OK) status = read_memory(ctx, o, &info, &m);
     if (status != MSA_OK) return status;
     if (o->json) {
-        print_json(&info, machine);
+        print_json(&info, &m);
         return MSA_OK;
     }
     cli_talk("no weights in this folder: sizes are those of a released checkpoint\n");
     print_shape(&info);
     print_weights(&info);
-    print_memory(&info, machine);
+    print_memory(&info, &m);
     return MSA_OK;
 }
 
@@ -243,17 +274,14 @@ static int run_inspect(const void *values)
     const inspect_options *o = values;
     msa_context *ctx = NULL;
     msa_model *model = NULL;
-    msa_context_args args;
-    cli_machine machine;
     msa_status status;
-    cli_read_machine(&machine);
-    msa_context_args_init(&args);
+    int opened = cli_open_context(o->device, CLI_UNSET, &ctx);
+    if (opened != CLI_OK) return opened;
     if (o->verify || has_weights(o->model)) {
-        status = msa_context_create(&ctx, &args);
-        if (status == MSA_OK) status = msa_model_open(&model, ctx, o->model);
-        if (status == MSA_OK) status = inspect_model(model, o, &machine);
+        status = msa_model_open(&model, ctx, o->model);
+        if (status == MSA_OK) status = inspect_model(model, o, ctx);
     } else {
-        status = inspect_config(o, &machine);
+        status = inspect_config(o, ctx);
     }
     int exit_status = status == MSA_OK ? CLI_OK : cli_complain_library(status);
     msa_model_close(model);
@@ -270,6 +298,7 @@ static const cli_option arguments[] = {
 static const cli_option options[] = {
     {CLI_FLAG, 'j', "json", NULL, offsetof(inspect_options, json), NULL, 0, 0,
      "Print one JSON object."},
+    CLI_DEVICE_ROW(offsetof(inspect_options, device)),
     {CLI_FLAG, 0, "verify", NULL, offsetof(inspect_options, verify), NULL, 0, 0,
      "Read every weight too, and fail on NaN or infinity."},
     {0},

@@ -1,5 +1,6 @@
 /* msa logits: the numbers of a model for given tokens, written to a safetensors file. */
 #include "command.h"
+#include "device.h"
 #include "output.h"
 #include "progress.h"
 #include "text.h"
@@ -11,7 +12,7 @@
 #include <string.h>
 
 typedef struct logits_options {
-    const char *model, *tokens, *out;
+    const char *model, *tokens, *out, *device;
     int32_t dtype, layers;
     int64_t chunk, decode_from, threads;
 } logits_options;
@@ -200,11 +201,7 @@ static msa_status run_tokens(job *j)
 
 static msa_status open_model(job *j)
 {
-    msa_context_args args;
-    msa_context_args_init(&args);
-    if (j->options->threads != CLI_UNSET) args.n_threads = (int32_t)j->options->threads;
-    msa_status status = msa_context_create(&j->ctx, &args);
-    if (status == MSA_OK) status = msa_model_open(&j->model, j->ctx, j->options->model);
+    msa_status status = msa_model_open(&j->model, j->ctx, j->options->model);
     msa_model_info_init(&j->info);
     if (status == MSA_OK) status = msa_model_get_info(j->model, &j->info);
     return status;
@@ -235,12 +232,15 @@ static int allocate(job *j)
 
 static int run_job(job *j)
 {
+    int opened = cli_open_context(j->options->device, j->options->threads, &j->ctx);
+    if (opened != CLI_OK) return opened;
     msa_status status = open_model(j);
     if (status != MSA_OK) return cli_complain_library(status);
     int parsed = read_tokens(j);
     if (parsed != CLI_OK) return parsed;
     if (!allocate(j)) return cli_complain("out of memory; a smaller --chunk needs less");
-    status = start_engine(j);
+    status = cli_load_weights(j->model, 0);
+    if (status == MSA_OK) status = start_engine(j);
     if (status == MSA_OK) status = declare_tensors(j);
     if (status == MSA_OK) status = run_tokens(j);
     if (status == MSA_OK) status = msa_safetensors_writer_finish(j->writer);
@@ -288,6 +288,7 @@ static const cli_option options[] = {
     {CLI_COUNT, 0, "chunk", "N", AT(chunk), "512", 1, 1048576, "Tokens of one forward pass."},
     {CLI_COUNT, 0, "decode-from", "N", AT(decode_from), NULL, 0, 1e15,
      "Run the tokens from number N on one at a time."},
+    CLI_DEVICE_ROW(AT(device)),
     {CLI_COUNT, 0, "threads", "N", AT(threads), NULL, 1, 1024,
      "Threads; every core this process may use unless given."},
     {0},

@@ -2,7 +2,6 @@
  */
 #include "runtime.h"
 
-#include "machine.h"
 #include "output.h"
 #include "progress.h"
 
@@ -46,13 +45,7 @@ static void choose_sampling(cli_runtime *runtime)
 
 static msa_status open_parts(cli_runtime *runtime, const char *dir)
 {
-    msa_context_args args;
-    msa_context_args_init(&args);
-    if (runtime->options->threads != CLI_UNSET) {
-        args.n_threads = (int32_t)runtime->options->threads;
-    }
-    msa_status status = msa_context_create(&runtime->ctx, &args);
-    if (status == MSA_OK) status = msa_model_open(&runtime->model, runtime->ctx, dir);
+    msa_status status = msa_model_open(&runtime->model, runtime->ctx, dir);
     if (status == MSA_OK) status = msa_tokenizer_open(&runtime->tokenizer, dir);
     msa_model_info_init(&runtime->info);
     if (status == MSA_OK) status = msa_model_get_info(runtime->model, &runtime->info);
@@ -67,6 +60,8 @@ int cli_runtime_open(cli_runtime *runtime, const char *dir, const cli_model_opti
 {
     memset(runtime, 0, sizeof(*runtime));
     runtime->options = options;
+    int opened = cli_open_context(options->device, options->threads, &runtime->ctx);
+    if (opened != CLI_OK) return opened;
     msa_status status = open_parts(runtime, dir);
     if (status != MSA_OK) return cli_complain_library(status);
     int32_t n_ids = msa_tokenizer_size(runtime->tokenizer);
@@ -99,17 +94,24 @@ int64_t cli_runtime_token_bytes(const cli_runtime *runtime)
 static int check_memory(const cli_runtime *runtime, int64_t n_tokens)
 {
     char need[32], have[32], fit_text[32];
-    cli_machine machine;
     int64_t token_bytes = cli_runtime_token_bytes(runtime);
-    cli_read_machine(&machine);
-    if (machine.memory_available <= 0) return CLI_OK; /* unknown */
-    if ((double)n_tokens * (double)token_bytes <= (double)machine.memory_available) return CLI_OK;
-    int64_t fit = cli_tokens_that_fit(token_bytes, machine.memory_available / 10 * 9);
-    return cli_complain(
-        "a cache for %lld tokens needs %s, this machine has %s available; "
-        "%s tokens would fit (fewer tokens, --cache-dtype fp8)",
-        (long long)n_tokens, cli_bytes((double)n_tokens * (double)token_bytes, need),
-        cli_bytes((double)machine.memory_available, have), cli_grouped(fit, fit_text));
+    int64_t available = cli_cache_memory(runtime->ctx, &runtime->info);
+    if (available < 0) {
+        return cli_complain("the weights need %s, %s more than the GPU has free; leave --device "
+                            "out or use a smaller model",
+                            cli_bytes((double)runtime->info.weight_bytes, need),
+                            cli_bytes((double)-available, have));
+    }
+    if (available == 0) return CLI_OK; /* unknown */
+    if ((double)n_tokens * (double)token_bytes <= (double)available) return CLI_OK;
+    int64_t fit = cli_tokens_that_fit(token_bytes, available / 10 * 9);
+    return cli_complain("a cache for %lld tokens needs %s, %s has %s available%s; "
+                        "%s tokens would fit (fewer tokens, --cache-dtype fp8)",
+                        (long long)n_tokens,
+                        cli_bytes((double)n_tokens * (double)token_bytes, need),
+                        cli_place(runtime->ctx), cli_bytes((double)available, have),
+                        msa_context_uses_device_memory(runtime->ctx) ? " beside the weights" : "",
+                        cli_grouped(fit, fit_text));
 }
 
 int cli_runtime_start(cli_runtime *runtime, int64_t n_tokens)
@@ -127,9 +129,12 @@ int cli_runtime_start(cli_runtime *runtime, int64_t n_tokens)
     args.k_dtype = args.v_dtype = cache_dtype(o->cache_dtype);
     args.k_index_dtype = cache_dtype(o->index_dtype);
     args.max_tokens = n_tokens;
-    args.chunk_tokens = (int32_t)o->chunk_tokens;
+    if (o->chunk_tokens != CLI_UNSET) args.chunk_tokens = (int32_t)o->chunk_tokens;
     args.attention = o->attention == 0 ? MSA_ATTENTION_SPARSE : MSA_ATTENTION_DENSE;
-    msa_status created = msa_engine_create(&runtime->engine, runtime->ctx, runtime->model, &args);
+    msa_status created = cli_load_weights(runtime->model, runtime->quiet);
+    if (created == MSA_OK) {
+        created = msa_engine_create(&runtime->engine, runtime->ctx, runtime->model, &args);
+    }
     if (created == MSA_OK) created = msa_session_create(&runtime->session, runtime->engine);
     if (created != MSA_OK) return cli_complain_library(created);
     runtime->capacity_tokens = n_tokens;

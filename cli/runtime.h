@@ -8,6 +8,7 @@
 
 #include "cache_size.h"
 #include "command.h"
+#include "device.h"
 #include "text.h"
 
 #include "msa/msa.h"
@@ -15,6 +16,7 @@
 /* ---- options ------------------------------------------------------------------------------ */
 
 typedef struct cli_model_options {
+    const char *device;
     int64_t ctx_tokens, threads, chunk_tokens;
     int32_t dtype, cache_dtype, index_dtype, attention; /* choices */
     double temperature, top_p, min_p;
@@ -52,6 +54,7 @@ typedef struct cli_model_options {
 
 #define CLI_ENGINE_ROWS(type, member)                                                              \
     {CLI_GROUP, 0, "Engine", NULL, 0, NULL, 0, 0, NULL},                                           \
+    CLI_DEVICE_ROW(offsetof(type, member.device)),                                                 \
     {CLI_CHOICE, 0, "attention", "sparse|dense", offsetof(type, member.attention), "sparse", 0, 0, \
      "sparse: as the model was made; dense: every layer reads every key."},                        \
     {CLI_CHOICE, 0, "dtype", "bf16|f32|f16", offsetof(type, member.dtype), "bf16", 0, 0,           \
@@ -60,8 +63,8 @@ typedef struct cli_model_options {
      0, 0, "Type of keys and values in the cache."},                                               \
     {CLI_CHOICE, 0, "index-dtype", "bf16|f32|fp8", offsetof(type, member.index_dtype), "bf16",     \
      0, 0, "Type of index keys in the cache."},                                                    \
-    {CLI_COUNT, 0, "chunk", "N", offsetof(type, member.chunk_tokens), "512", 1, 65536,             \
-     "Tokens of a prompt read at a time."},                                                        \
+    {CLI_COUNT, 0, "chunk", "N", offsetof(type, member.chunk_tokens), NULL, 1, 65536,              \
+     "Tokens of a prompt read at a time; 512, or 8192 on a GPU, unless given."},                                                        \
     {CLI_COUNT, 0, "threads", "N", offsetof(type, member.threads), NULL, 1, 1024,                  \
      "Threads; every core this process may use unless given."}
 /* clang-format on */
@@ -91,7 +94,8 @@ typedef struct cli_runtime {
 int cli_runtime_open(cli_runtime *runtime, const char *dir, const cli_model_options *options);
 void cli_runtime_close(cli_runtime *runtime);
 
-/* Make the engine and an empty session with room for n_tokens, if the machine has the memory. */
+/* Make the engine and an empty session with room for n_tokens, if there is the memory; on a GPU the
+ * weights are copied there first. */
 int cli_runtime_start(cli_runtime *runtime, int64_t n_tokens);
 
 /* Bytes of cache one token takes with these options. */

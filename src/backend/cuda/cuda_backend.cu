@@ -14,12 +14,15 @@ msa_status cuda_fail(cudaError_t error, const char *what)
 
 static msa_status check_device(int device, cudaDeviceProp *properties)
 {
-    int n_devices = 0;
+    int n_devices = 0, driver = 0;
     cudaError_t error = cudaGetDeviceCount(&n_devices);
     if (error != cudaSuccess || n_devices == 0) {
         (void)cudaGetLastError();
+        (void)cudaDriverGetVersion(&driver); /* 0: not installed */
         return MSA_FAIL(MSA_EUNSUPPORTED, "context: backend = cuda, not available: %s",
-                        error == cudaSuccess ? "no device" : cudaGetErrorString(error));
+                        driver == 0            ? "no CUDA driver"
+                        : error == cudaSuccess ? "no CUDA device"
+                                               : cudaGetErrorString(error));
     }
     if (device < 0 || device >= n_devices) {
         return MSA_FAIL(MSA_EINVAL, "context: device = %d, must be 0..%d", device, n_devices - 1);
