@@ -1,11 +1,13 @@
 #!/bin/sh
-# Build and run every test: sh test.sh [quick|python]
+# Build and run every test: sh test.sh [quick|gpu|python]
 #
 # release    every test, the program and the scripts included
 # asan       every test again under the address and undefined-behaviour sanitizers
 # tsan       what uses threads, under the thread sanitizer
-# `quick` stops after release. `python` installs the Python package with PyTorch and transformers into
-# build/venv (about 1 GB from PyPI) and runs its tests, Hugging Face's MiniMax-M3 included. Ends with "N passed, N failed, N skipped"; the exit status is the result.
+# `quick` stops after release. `gpu` tests the CUDA backend on this machine's GPU instead
+# (scripts/test_gpu.sh). `python` installs the Python package with PyTorch and transformers into
+# build/venv (about 1 GB from PyPI) and runs its tests, Hugging Face's MiniMax-M3 included.
+# Ends with "N passed, N failed, N skipped"; the exit status is the result.
 set -u
 cd "$(dirname "$0")"
 sh scripts/setup.sh || exit 1
@@ -37,13 +39,14 @@ all)
     run tsan -L "unit|ops|engine" -E "test_kernels|test_tokenizer|test_identities"
     ;;
 quick) run release ;;
+gpu) exec sh scripts/test_gpu.sh ;;
 python)
     python3 -m venv build/venv && build/venv/bin/pip install -q "./bindings/python[transformers,test]" &&
         build/venv/bin/python -m pytest -q -rs -p no:cacheprovider bindings/python/tests
     exit
     ;;
 *)
-    echo "usage: sh test.sh [quick|python]" >&2
+    echo "usage: sh test.sh [quick|gpu|python]" >&2
     exit 2
     ;;
 esac

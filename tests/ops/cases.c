@@ -2,6 +2,9 @@
 #include "ops/cases.h"
 
 #include "harness/cmocka_all.h"
+#include "ops/layer_fixture.h"
+
+#include <stdlib.h>
 
 /* clang-format off */
 static const problem_spec shapes[] = {
@@ -25,6 +28,31 @@ static const problem_spec shapes[] = {
     {"no-tokens",       1, 1, {0},                     {40},                    4, 2,  16, 16, 16,  2, 0, 1, 0, 0, 0, 0, FILL_NORMAL, 0},
     {"1030-sequences", 1030, 3, {1, 1, 2},             {1, 20, 33},             2, 1,  16, 16, 16,  2, 0, 1, 0, 0, 0, 0, FILL_NORMAL, 0},
 };
+
+/* Shapes that the kernels of a device take their fast paths for: blocks of 128, heads of 64 and 128,
+ * contexts of several tiles and splits; lengths around the edges of blocks and tiles, drafts, batches
+ * of mixed and empty sequences, every group size and number of blocks in turn. */
+static const problem_spec device_shapes[] = {
+    /* name          seqs lens  T                       S                       Hq Hkv  D   Di   Bk  K init local */
+    {"chunk",           1, 1, {141},                   {4437},                 64, 4, 128, 128, 128, 16, 0, 1, 0, 0, 0, 0, FILL_NORMAL, 0},
+    {"chunks",          4, 4, {67, 1, 0, 64},          {2300, 2177, 500, 64},  64, 4, 128, 128, 128, 16, 0, 1, 0, 0, 0, 0, FILL_NORMAL, 0},
+    {"whole-prompt",    2, 2, {300, 129},              {300, 129},             16, 1, 128, 128, 128, 2, 0, 1, 0, 0, 0, 0, FILL_NORMAL, 0},
+    {"steps",           5, 5, {1, 1, 1, 0, 1},         {8193, 4096, 129, 0, 1}, 64, 4, 128, 128, 128, 16, 0, 1, 0, 0, 0, 0, FILL_NORMAL, 0},
+    {"drafts",          5, 5, {2, 5, 16, 1, 11},       {3072, 5, 4100, 127, 2049}, 64, 4, 128, 128, 128, 16, 0, 1, 0, 0, 0, 0, FILL_NORMAL, 0},
+    {"many-steps",     40, 5, {1, 1, 2, 1, 0},         {1023, 640, 900, 2, 77}, 64, 4, 128, 128, 128, 4, 0, 1, 0, 0, 0, 0, FILL_NORMAL, 0},
+    {"device-edges",    5, 5, {1, 1, 127, 1, 128},     {2047, 2048, 2175, 2049, 256}, 16, 4, 128, 128, 128, 16, 0, 1, 0, 0, 0, 0, FILL_NORMAL, 0},
+    {"device-ties",     2, 2, {35, 1},                 {3001, 6000},           32, 4, 128, 128, 128, 16, 0, 1, 0, 0, 0, 0, FILL_TIES, 0},
+    {"device-zeros",    2, 2, {20, 1},                 {2500, 5000},           16, 4, 128, 128, 128, 8, 0, 1, 0, 0, 0, 0, FILL_ZERO, 0},
+    {"device-forced",   2, 2, {40, 3},                 {3000, 2800},           16, 4, 128, 128, 128, 8, 2, 3, 0, 0, 0, 0, FILL_NORMAL, 0},
+    {"blocks-64",       2, 2, {9, 1},                  {9000, 10001},          16, 2, 128, 128, 128, 64, 0, 1, 0, 0, 0, 0, FILL_NORMAL, 0},
+    {"blocks-1",        2, 2, {70, 1},                 {1500, 2000},           16, 4, 128, 128, 128, 1, 0, 1, 0, 0, 0, 0, FILL_NORMAL, 0},
+    {"blocks-31",       2, 2, {12, 4},                 {6000, 5003},           8, 4, 128, 128, 128, 31, 1, 1, 0, 0, 0, 0, FILL_NORMAL, 0},
+    {"groups-of-1",     2, 2, {66, 2},                 {2100, 3000},           4, 4, 128, 128, 128, 5, 0, 1, 0, 0, 0, 0, FILL_NORMAL, 0},
+    {"groups-of-5",     2, 2, {30, 3},                 {1900, 3000},           10, 2, 128, 128, 128, 7, 0, 1, 0, 0, 0, 0, FILL_NORMAL, 0},
+    {"groups-of-8",     2, 2, {70, 2},                 {2100, 3000},           16, 2, 128, 128, 128, 12, 0, 1, 0, 0, 0, 0, FILL_NORMAL, 0},
+    {"heads-of-64",     3, 3, {70, 1, 16},             {2300, 4500, 700},      32, 4, 64, 64, 128, 16, 0, 1, 0, 0, 0, 0, FILL_NORMAL, 0},
+    {"heads-of-64-128", 2, 2, {33, 1},                 {1700, 2500},           8, 8, 64, 128, 128, 3, 0, 1, 0, 0, 0, 0, FILL_NORMAL, 0},
+};
 /* clang-format on */
 
 typedef struct variant {
@@ -38,6 +66,11 @@ enum { N_FULL = 3 };
 static const variant variants[] = {
     {0, 0, 1, 0, 0}, {1, 1, 0, 0, 0}, {1, 3, 1, 1, 0}, {2, 1, 1, 0, 0}, {1, 1, 1, 0, 1}};
 
+/* bf16 and fp8 pages for every device shape, then in turn one of what takes other paths. */
+static const variant device_variants[] = {{1, 1, 1, 0, 0}, {1, 3, 1, 0, 0}, {1, 1, 0, 0, 0},
+                                          {1, 1, 1, 0, 1}, {2, 1, 1, 0, 0}, {1, 3, 0, 0, 0},
+                                          {1, 1, 1, 1, 0}};
+
 static void visit_variant(const problem_spec *shape, variant v, case_visitor visit, void *arg)
 {
     problem_spec spec = *shape;
@@ -49,8 +82,32 @@ static void visit_variant(const problem_spec *shape, variant v, case_visitor vis
     visit(&spec, arg);
 }
 
+static void for_each_device_case(int is_reduced, case_visitor visit, void *arg)
+{
+    for (size_t i = 0; i < sizeof(device_shapes) / sizeof(device_shapes[0]); i++) {
+        visit_variant(&device_shapes[i], device_variants[is_reduced ? i % 2 : 0], visit, arg);
+        if (is_reduced) continue;
+        visit_variant(&device_shapes[i], device_variants[1], visit, arg);
+        visit_variant(&device_shapes[i], device_variants[2 + i % 5], visit, arg);
+    }
+}
+
+/* One variant a shape, for tools under which a run takes long. */
+static void for_each_reduced_case(case_visitor visit, void *arg)
+{
+    for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++) {
+        visit_variant(&shapes[i], variants[i % 5], visit, arg);
+    }
+}
+
 void for_each_case(case_visitor visit, void *arg)
 {
+    int is_reduced = getenv("MSA_TEST_REDUCED") != NULL;
+    if (test_backend()) for_each_device_case(is_reduced, visit, arg);
+    if (is_reduced) {
+        for_each_reduced_case(visit, arg);
+        return;
+    }
     static const msa_dtype q_dtypes[] = {0, 1, 2}, cache_dtypes[] = {0, 1, 3};
     for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++) {
         if (i >= N_FULL) {
@@ -68,9 +125,10 @@ void for_each_case(case_visitor visit, void *arg)
 
 problem_spec case_named(const char *name)
 {
-    for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++) {
-        if (strcmp(shapes[i].name, name) != 0) continue;
-        problem_spec spec = shapes[i];
+    enum { N_SHAPES = sizeof(shapes) / sizeof(shapes[0]) };
+    for (size_t i = 0; i < N_SHAPES + sizeof(device_shapes) / sizeof(device_shapes[0]); i++) {
+        problem_spec spec = i < N_SHAPES ? shapes[i] : device_shapes[i - N_SHAPES];
+        if (strcmp(spec.name, name) != 0) continue;
         spec.paged = 1;
         return spec;
     }

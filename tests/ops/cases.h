@@ -4,7 +4,8 @@
 
 #include "ops/problem.h"
 
-/* Calls visit for every case, in its dtypes and layouts; counts are up to the visitor. */
+/* Calls visit for every case, in its dtypes and layouts; counts are up to the visitor. A device
+ * backend meets larger shapes besides. MSA_TEST_REDUCED visits each shape once. */
 typedef void (*case_visitor)(const problem_spec *spec, void *arg);
 void for_each_case(case_visitor visit, void *arg);
 

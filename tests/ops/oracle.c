@@ -1,41 +1,92 @@
 /* See oracle.h. */
+#define _POSIX_C_SOURCE 200809L
 #include "ops/oracle.h"
 
+#include "base/numeric.h"
 #include "harness/cmocka_all.h"
 
 #include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 static double dot(const double *a, const double *b, int64_t n)
 {
-    double sum = 0;
-    for (int64_t i = 0; i < n; i++) sum += a[i] * b[i];
-    return sum;
+    double sums[4] = {0, 0, 0, 0};
+    for (int64_t i = 0; i < n; i++) sums[i % 4] += a[i] * b[i];
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
+
+/* ---- threads --------------------------------------------------------------------------------- */
+
+/* Every token is worked on by itself; nothing in work may assert. */
+typedef void (*token_work)(void *arg, int64_t token);
+
+typedef struct token_share {
+    token_work work;
+    void *arg;
+    int64_t first, step, n;
+} token_share;
+
+static void *work_on_share(void *share)
+{
+    const token_share *s = share;
+    for (int64_t i = s->first; i < s->n; i += s->step) s->work(s->arg, i);
+    return NULL;
+}
+
+static void for_each_token(int64_t n, token_work work, void *arg)
+{
+    enum { MAX_THREADS = 16 };
+    pthread_t threads[MAX_THREADS];
+    token_share shares[MAX_THREADS];
+    long n_cores = sysconf(_SC_NPROCESSORS_ONLN);
+    int64_t n_threads = n_cores < 1 ? 1 : n_cores < MAX_THREADS ? n_cores : MAX_THREADS;
+    if (n < 8) n_threads = 1;
+    for (int64_t t = 0; t < n_threads; t++) {
+        shares[t] = (token_share){work, arg, t, n_threads, n};
+        if (t) assert_int_equal(pthread_create(&threads[t], NULL, work_on_share, &shares[t]), 0);
+    }
+    work_on_share(&shares[0]);
+    for (int64_t t = 1; t < n_threads; t++) pthread_join(threads[t], NULL);
+}
+
+/* ---- scores ---------------------------------------------------------------------------------- */
 
 static int32_t local_block(const problem *p, int64_t token)
 {
     return p->position[token] / p->spec.block_size; /* (M3) */
 }
 
+typedef struct score_batch {
+    const problem *p;
+    double *scores;
+} score_batch;
+
+static void score_token(void *arg, int64_t i)
+{
+    const score_batch *b = arg;
+    const problem *p = b->p;
+    int32_t n_groups = p->spec.n_kv_heads;
+    for (int32_t j = 0; j <= p->position[i]; j++) {
+        const double *key = problem_k_index(p, p->seq_of[i], j);
+        for (int32_t r = 0; r < n_groups; r++) {
+            double z = dot(problem_q_index(p, i, r), key, p->spec.index_dim);
+            double *m = &b->scores[(i * n_groups + r) * p->n_blocks + j / p->spec.block_size];
+            if (z > *m) *m = z; /* false for NaN */
+        }
+    }
+}
+
 double *oracle_block_scores(const problem *p)
 {
-    int32_t n_groups = p->spec.n_kv_heads;
-    int64_t n = p->n_tokens * n_groups * p->n_blocks;
+    int64_t n = p->n_tokens * p->spec.n_kv_heads * p->n_blocks;
     double *scores = malloc((size_t)(n ? n : 1) * sizeof(double));
     assert_non_null(scores);
     for (int64_t i = 0; i < n; i++) scores[i] = (double)-INFINITY;
-    for (int64_t i = 0; i < p->n_tokens; i++) {
-        for (int32_t j = 0; j <= p->position[i]; j++) {
-            const double *key = problem_k_index(p, p->seq_of[i], j);
-            for (int32_t r = 0; r < n_groups; r++) {
-                double z = dot(problem_q_index(p, i, r), key, p->spec.index_dim);
-                double *m = &scores[(i * n_groups + r) * p->n_blocks + j / p->spec.block_size];
-                if (z > *m) *m = z; /* false for NaN */
-            }
-        }
-    }
+    score_batch batch = {p, scores};
+    for_each_token(p->n_tokens, score_token, &batch);
     return scores;
 }
 
@@ -111,29 +162,82 @@ void oracle_mask(const problem *p, int64_t token, const int32_t *row, int32_t to
     }
 }
 
-/* (M11) for one query head over the masked keys; weights is scratch for one row. */
-static double attend_head(const problem *p, int64_t token, int32_t head, const uint8_t *mask,
-                          double sink_logit, double *weights, double *out)
+/* One query head over its masked keys; weights is scratch for as many keys as there are. */
+typedef struct head_row {
+    const problem *p;
+    int64_t token;
+    int32_t head, group;
+    const uint8_t *mask;
+    double sink_logit, *weights;
+} head_row;
+
+/* (M11): out and, as the result, the LSE. */
+static double attend_head(const head_row *h, double *out)
 {
-    int32_t dim = p->spec.head_dim, seq = p->seq_of[token], n = p->position[token] + 1;
-    int32_t group = head / (p->spec.n_q_heads / p->spec.n_kv_heads);
-    double scale = (double)(float)(1 / sqrt((double)dim)), max = sink_logit, sum = 0;
+    const problem *p = h->p;
+    int32_t dim = p->spec.head_dim, seq = p->seq_of[h->token], n = p->position[h->token] + 1;
+    const double *q = problem_q(p, h->token, h->head);
+    double scale = (double)(float)(1 / sqrt((double)dim)), max = h->sink_logit, sum = 0;
+    double *weights = h->weights;
     for (int32_t j = 0; j < n; j++) {
-        weights[j] = -HUGE_VAL;
-        if (mask[j]) {
-            weights[j] = scale * dot(problem_q(p, token, head), problem_k(p, seq, j, group), dim);
-        }
+        if (!h->mask[j]) continue;
+        weights[j] = scale * dot(q, problem_k(p, seq, j, h->group), dim);
         max = weights[j] > max ? weights[j] : max;
     }
     for (int32_t d = 0; d < dim; d++) out[d] = 0;
     if (max == -HUGE_VAL) return max;
-    for (int32_t j = 0; j < n; j++) sum += weights[j] = mask[j] ? exp(weights[j] - max) : 0;
-    sum += exp(sink_logit - max);
+    for (int32_t j = 0; j < n; j++) sum += h->mask[j] ? exp(weights[j] - max) : 0;
+    sum += exp(h->sink_logit - max);
+    double lse = max + log(sum);
     for (int32_t j = 0; j < n; j++) {
-        const double *value = problem_v(p, seq, j, group);
-        for (int32_t d = 0; d < dim && mask[j]; d++) out[d] += weights[j] / sum * value[d];
+        if (!h->mask[j]) continue;
+        const double *value = problem_v(p, seq, j, h->group);
+        double weight = exp(weights[j] - lse);
+        for (int32_t d = 0; d < dim; d++) out[d] += weight * value[d];
     }
-    return max + log(sum);
+    return lse;
+}
+
+static float round_to(msa_dtype dtype, float x)
+{
+    unsigned char bytes[4];
+    store_f32(bytes, dtype, 0, x);
+    return load_f32(bytes, dtype, 0);
+}
+
+/* A score in f32. h->weights holds the exact one, which is as good where inputs have 16 bits. */
+static float naive_score(const head_row *h, int32_t j)
+{
+    const problem *p = h->p;
+    const double *q = problem_q(p, h->token, h->head);
+    const double *k = problem_k(p, p->seq_of[h->token], j, h->group);
+    float sum = 0;
+    if (p->spec.q_dtype != MSA_DTYPE_F32) return (float)h->weights[j];
+    for (int32_t d = 0; d < p->spec.head_dim; d++) sum += (float)q[d] * (float)k[d];
+    return sum * (float)(1 / sqrt((double)p->spec.head_dim));
+}
+
+/* The same in f32, weights and result rounded to the dtype of q: its largest error. After
+ * attend_head, whose out and LSE are given. */
+static double naive_error(const head_row *h, const double *out, double lse)
+{
+    const problem *p = h->p;
+    int32_t dim = p->spec.head_dim, n = p->position[h->token] + 1;
+    float x[512] = {0}, shift = (float)lse, sum = expf((float)h->sink_logit - shift);
+    double error = 0;
+    if (!isfinite(lse)) return 0;
+    for (int32_t j = 0; j < n; j++) {
+        if (!h->mask[j]) continue;
+        const double *value = problem_v(p, p->seq_of[h->token], j, h->group);
+        float weight = expf(naive_score(h, j) - shift);
+        sum += weight;
+        weight = round_to(p->spec.q_dtype, weight);
+        for (int32_t d = 0; d < dim; d++) x[d] += weight * (float)value[d];
+    }
+    for (int32_t d = 0; d < dim; d++) { /* NaN is no error */
+        error = fmax(error, fabs((double)round_to(p->spec.q_dtype, x[d] / sum) - out[d]));
+    }
+    return error;
 }
 
 typedef struct masked_batch {
@@ -141,6 +245,8 @@ typedef struct masked_batch {
     const int32_t *rows; /* or NULL: dense */
     int64_t window, n_sink_tokens;
     const float *sink_logits;
+    oracle_output o;
+    double *errors; /* [T] naive ones */
 } masked_batch;
 
 static void fill_mask(const masked_batch *b, int64_t token, int32_t group, uint8_t *mask)
@@ -156,25 +262,42 @@ static void fill_mask(const masked_batch *b, int64_t token, int32_t group, uint8
     }
 }
 
-static oracle_output attend_batch(const masked_batch *b)
+static void attend_token(void *arg, int64_t token)
 {
+    const masked_batch *b = arg;
     const problem *p = b->p;
-    size_t n = (size_t)(p->n_tokens * p->spec.n_q_heads), dim = (size_t)p->spec.head_dim;
-    size_t max_keys = (size_t)p->n_blocks * (size_t)p->spec.block_size + 1;
-    oracle_output o = {malloc((n + 1) * dim * sizeof(double)), malloc((n + 1) * sizeof(double))};
-    double *weights = malloc(max_keys * sizeof(double));
-    uint8_t *mask = malloc(max_keys);
-    assert_true(o.out && o.lse && weights && mask);
-    for (size_t i = 0; i < n; i++) {
-        int64_t token = (int64_t)i / p->spec.n_q_heads;
-        int32_t head = (int32_t)((int64_t)i % p->spec.n_q_heads);
+    int32_t n_heads = p->spec.n_q_heads, n_in_group = n_heads / p->spec.n_kv_heads;
+    size_t n_keys = (size_t)p->position[token] + 1;
+    double *weights = malloc(n_keys * sizeof(double));
+    uint8_t *mask = malloc(n_keys);
+    if (!weights || !mask) abort();
+    for (int32_t head = 0; head < n_heads; head++) {
+        int64_t i = token * n_heads + head;
         double sink = b->sink_logits ? (double)b->sink_logits[head] : -HUGE_VAL;
-        fill_mask(b, token, head / (p->spec.n_q_heads / p->spec.n_kv_heads), mask);
-        o.lse[i] = attend_head(p, token, head, mask, sink, weights, o.out + i * dim);
+        double *out = b->o.out + i * p->spec.head_dim;
+        head_row h = {p, token, head, head / n_in_group, mask, sink, weights};
+        if (head % n_in_group == 0) fill_mask(b, token, h.group, mask);
+        b->o.lse[i] = attend_head(&h, out);
+        if (n_heads > 16 && head % 4) continue; /* enough for a largest error */
+        b->errors[token] = fmax(b->errors[token], naive_error(&h, out, b->o.lse[i]));
     }
     free(mask);
     free(weights);
-    return o;
+}
+
+static oracle_output attend_batch(masked_batch *b)
+{
+    size_t n_tokens = (size_t)b->p->n_tokens, n = n_tokens * (size_t)b->p->spec.n_q_heads;
+    b->o.out = malloc((n + 1) * (size_t)b->p->spec.head_dim * sizeof(double));
+    b->o.lse = malloc((n + 1) * sizeof(double));
+    b->errors = calloc(n_tokens + 1, sizeof(double));
+    assert_true(b->o.out && b->o.lse && b->errors);
+    for_each_token(b->p->n_tokens, attend_token, b);
+    for (size_t i = 0; i < n_tokens; i++) {
+        b->o.naive_error = fmax(b->o.naive_error, b->errors[i]);
+    }
+    free(b->errors);
+    return b->o;
 }
 
 oracle_output oracle_attend(const problem *p, const int32_t *rows)
@@ -186,7 +309,8 @@ oracle_output oracle_attend(const problem *p, const int32_t *rows)
 oracle_output oracle_dense(const problem *p, int64_t window, int64_t n_sink_tokens,
                            const float *sink_logits)
 {
-    masked_batch b = {p, NULL, window, n_sink_tokens, sink_logits};
+    masked_batch b = {
+        .p = p, .window = window, .n_sink_tokens = n_sink_tokens, .sink_logits = sink_logits};
     return attend_batch(&b);
 }
 
@@ -291,13 +415,21 @@ void expect_numbers(const char *label, const float *got, const double *want, int
     }
 }
 
+/* Half a step of a dtype, relative: one rounding of the result. */
+static double half_step(msa_dtype dtype)
+{
+    return dtype == MSA_DTYPE_BF16 ? 0x1p-8 : dtype == MSA_DTYPE_F16 ? 0x1p-11 : 0x1p-22;
+}
+
+/* Twice the naive error; beside it a rounding may fall the other way. */
 void expect_attention(const char *label, const problem *p, const oracle_output *want,
                       const results *r)
 {
     int64_t n = p->n_tokens * p->spec.n_q_heads;
     tolerance tol = tolerance_of(p);
     expect_numbers(label, r->lse, want->lse, n, tol.lse, tol.lse);
-    expect_numbers(label, r->out, want->out, n * p->spec.head_dim, tol.absolute, tol.relative);
+    expect_numbers(label, r->out, want->out, n * p->spec.head_dim, 2 * want->naive_error + 0x1p-22,
+                   half_step(p->spec.q_dtype));
 }
 
 void expect_same_floats(const char *label, const float *a, const float *b, int64_t n)

@@ -14,9 +14,11 @@ int32_t *oracle_rows(const problem *p, const double *block_scores);
 /* mask[j] = key j of the token's sequence is visible and in a block of the row, (M10). */
 void oracle_mask(const problem *p, int64_t token, const int32_t *row, int32_t topk, uint8_t *mask);
 
-/* Attention of the whole batch: out [T, Hq, D] and natural-log LSE [T, Hq]. */
+/* Attention of the whole batch: out [T, Hq, D] and natural-log LSE [T, Hq]; and the largest error of
+ * an out that a plain loop makes in f32, with weights and results rounded to the dtype of q. */
 typedef struct oracle_output {
     double *out, *lse;
+    double naive_error;
 } oracle_output;
 
 /* Over the blocks of rows [T, Hkv, K]. */
@@ -32,7 +34,7 @@ void oracle_output_free(oracle_output *o);
 /* How far a result may be from the truth, from the dtypes alone. */
 typedef struct tolerance {
     double score;    /* block scores and margins: times max(1, |score|) */
-    double absolute; /* of O */
+    double absolute; /* of O, between two operators */
     double relative;
     double lse;
 } tolerance;
