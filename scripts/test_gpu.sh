@@ -24,7 +24,7 @@ mkdir -p "$logs"
 export MSA_TEST_BACKEND=cuda
 export LD_LIBRARY_PATH="$build/src:$build/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 
-attention="op_select op_attend test_identities test_determinism test_attention_args"
+attention="op_select op_attend op_index8 test_identities test_determinism test_attention_args"
 layer="op_embed op_linear op_moe op_rmsnorm op_rope op_router op_swiglu"
 n_passed=0
 n_failed=0
@@ -61,12 +61,12 @@ for program in $attention $layer; do judge "$program"; done
 for tool in $tools; do
     echo "== $tool"
     [ "$tool" = initcheck ] && export MSA_TEST_RAW_WORKSPACE=1
-    for program in op_select op_attend $layer; do
+    for program in op_select op_attend op_index8 $layer; do
         MSA_TEST_REDUCED=1 start "$tool-$program" compute-sanitizer --tool "$tool" \
             --error-exitcode 1 "$build/tests/ops/$program"
     done
     wait
-    for program in op_select op_attend $layer; do judge "$tool-$program"; done
+    for program in op_select op_attend op_index8 $layer; do judge "$tool-$program"; done
 done
 
 echo "== ptxas report"
