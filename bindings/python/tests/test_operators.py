@@ -1,9 +1,14 @@
 """The operators on NumPy arrays and PyTorch tensors against plain loops."""
 
+import ctypes
+import pathlib
+import re
+
 import numpy
 import pytest
 
 import msa
+from msa import _structs
 
 try:
     import torch
@@ -91,6 +96,39 @@ def test_paged_append_gives_the_packed_result():
     assert numpy.array_equal(rows, naive_select(x))
     assert numpy.array_equal(msa.attend(x["q"], kv, rows, block_size=P),
                              msa.attend(x["q"], view(x), rows, block_size=P))
+
+
+def test_eight_bit_scan_selects_the_same():
+    x = arrays()
+    n_pages = S // P
+    x["k_index"] = x["k_index"][: n_pages * P]
+    kv = msa.KvView(k_index=x["k_index"].reshape(n_pages, P, D), kv_lens=numpy.array([n_pages * P], numpy.int32),
+                    page_table=numpy.arange(n_pages, dtype=numpy.int32)[None])
+    copy = msa.Index8(numpy.zeros((n_pages, P, D), numpy.int8), numpy.zeros((n_pages, 3), numpy.float32))
+    msa.index_quantize(kv, copy, n_pages * P, block_size=P)
+    restored = copy.keys.astype(float) * copy.bounds[:, :1, None]
+    errors = numpy.linalg.norm(kv.k_index - restored, axis=-1).max(1)
+    assert (errors <= copy.bounds[:, 1]).all() and (errors > 0).all()
+    n_rescored = numpy.zeros((T, HKV), numpy.int32)
+    for context in (msa.Context("ref"), msa.Context("cpu")):
+        rows = msa.select(x["q_index"], kv, block_size=P, topk=K, index8=copy, n_rescored=n_rescored,
+                          context=context)
+        assert numpy.array_equal(rows, msa.select(x["q_index"], kv, block_size=P, topk=K))
+        assert (n_rescored > 0).all()
+
+
+def test_structures_equal_the_headers():
+    """Offsets that the C tests fix: AT(msa_select_args, topk, 456) and the like."""
+    table = pathlib.Path(__file__, "../../../../tests/api/abi_sizes.c").resolve().read_text()
+    structs = {"msa_tensor": _structs.Tensor, "msa_kv_view": _structs.KvView, "msa_plan": _structs.Plan,
+               "msa_index8": _structs.Index8, "msa_context_args": _structs.ContextArgs}
+    structs |= {f"msa_{op}_args": args for op, args in {**_structs.PLANNED, **_structs.IMMEDIATE}.items()}
+    offsets = re.findall(r"AT\((\w+), (\w+), (\d+)\)", table)
+    sizes = dict(re.findall(r"SIZE\((\w+), (\d+)\)", table))
+    for name, struct in structs.items():
+        fields = {field: int(offset) for of, field, offset in offsets if of == name}
+        assert fields == {field: getattr(struct, field).offset for field, _ in struct._fields_}, name
+        assert ctypes.sizeof(struct) == int(sizes[name]), name
 
 
 def test_block_topk():

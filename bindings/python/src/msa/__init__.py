@@ -9,8 +9,9 @@ Face's MiniMax-M3 on these operators). PyTorch and transformers are needed by th
 
 from ._library import InvalidArgument, MsaError, OutOfMemory, Unsupported
 from .context import Context
-from .operators import (KvView, attend, attend_merge, block_topk, dense_attend, kv_append, select)
+from .operators import (Index8, KvView, attend, attend_merge, block_topk, dense_attend, index_quantize,
+                        kv_append, select)
 
-__all__ = ["Context", "InvalidArgument", "KvView", "MsaError", "OutOfMemory", "Unsupported", "attend",
-           "attend_merge", "block_topk", "dense_attend", "kv_append", "select"]
+__all__ = ["Context", "Index8", "InvalidArgument", "KvView", "MsaError", "OutOfMemory", "Unsupported",
+           "attend", "attend_merge", "block_topk", "dense_attend", "index_quantize", "kv_append", "select"]
 __version__ = "0.1.0"

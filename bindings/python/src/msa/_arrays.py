@@ -15,11 +15,11 @@ from . import _structs
 from ._library import InvalidArgument
 
 # (DLPack type code, bits): 0 signed, 1 unsigned, 2 float, 4 bfloat, 10 float8_e4m3fn
-_FROM_DLPACK = {(0, 32): _structs.I32, (0, 64): _structs.I64, (1, 8): _structs.U8,
+_FROM_DLPACK = {(0, 8): _structs.I8, (0, 32): _structs.I32, (0, 64): _structs.I64, (1, 8): _structs.U8,
                 (2, 32): _structs.F32, (2, 16): _structs.F16, (4, 16): _structs.BF16,
                 (10, 8): _structs.FP8_E4M3}
 _NUMPY = {_structs.F32: numpy.float32, _structs.F16: numpy.float16, _structs.I32: numpy.int32,
-          _structs.U8: numpy.uint8}
+          _structs.U8: numpy.uint8, _structs.I8: numpy.int8}
 _DEVICES = {1: "cpu", 2: "cuda", 3: "cpu"}  # kDLCPU, kDLCUDA, kDLCUDAHost
 
 
@@ -71,7 +71,7 @@ class Array:
 
         dtypes = {torch.float32: _structs.F32, torch.bfloat16: _structs.BF16,
                   torch.float16: _structs.F16, torch.float8_e4m3fn: _structs.FP8_E4M3,
-                  torch.uint8: _structs.U8, torch.int32: _structs.I32, torch.int64: _structs.I64}
+                  torch.uint8: _structs.U8, torch.int8: _structs.I8, torch.int32: _structs.I32, torch.int64: _structs.I64}
         if source.dtype not in dtypes:
             raise InvalidArgument(f"{name}: dtype = {source.dtype}, no operator takes it")
         if source.device.type not in ("cpu", "cuda"):
@@ -101,7 +101,7 @@ class Array:
 
             dtypes = {_structs.F32: torch.float32, _structs.BF16: torch.bfloat16,
                       _structs.F16: torch.float16, _structs.I32: torch.int32,
-                      _structs.U8: torch.uint8}
+                      _structs.U8: torch.uint8, _structs.I8: torch.int8}
             return torch.empty(shape, dtype=dtypes[dtype], device=self.owner.device)
         if self.device[0] != "cpu":
             raise InvalidArgument("out = None: results on a device are allocated for PyTorch tensors "

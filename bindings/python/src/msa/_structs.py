@@ -6,7 +6,7 @@ import ctypes
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_size_t, c_uint32, c_void_p
 
 # msa_dtype
-F32, BF16, F16, FP8_E4M3, U8, I32, I64 = range(7)
+F32, BF16, F16, FP8_E4M3, U8, I32, I64, I8 = range(8)
 
 
 
@@ -63,6 +63,10 @@ class KvView(ctypes.Structure):
     ]
 
 
+class Index8(ctypes.Structure):
+    _fields_ = [("keys", Tensor), ("bounds", Tensor)]
+
+
 class SelectArgs(Args):
     _fields_ = [
         ("struct_size", c_uint32),
@@ -79,6 +83,21 @@ class SelectArgs(Args):
         ("blocks", Tensor),
         ("block_scores", Tensor),
         ("index_lse", Tensor),
+        ("index8", Index8),
+        ("n_rescored", Tensor),
+    ]
+
+
+class IndexQuantizeArgs(Args):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("flags", c_uint32),
+        ("kv", KvView),
+        ("cu_seqlens_q", c_void_p),
+        ("n_tokens", c_int64),
+        ("block_size", c_int32),
+        ("reserved", c_int32),
+        ("index8", Index8),
     ]
 
 
@@ -158,7 +177,7 @@ class KvAppendArgs(Args):
 # Operators with a plan: name -> argument structure. The others run at once.
 PLANNED = {"select": SelectArgs, "attend": AttendArgs, "dense_attend": DenseAttendArgs}
 IMMEDIATE = {"block_topk": BlockTopkArgs, "attend_merge": AttendMergeArgs,
-             "kv_append": KvAppendArgs}
+             "kv_append": KvAppendArgs, "index_quantize": IndexQuantizeArgs}
 
 
 def declare(library: ctypes.CDLL) -> None:

@@ -22,7 +22,8 @@ from ._arrays import Array, pointer
 from ._library import InvalidArgument, check, library
 from .context import Context, default_context
 
-__all__ = ["KvView", "select", "block_topk", "attend", "dense_attend", "attend_merge", "kv_append"]
+__all__ = ["KvView", "Index8", "select", "block_topk", "attend", "dense_attend", "attend_merge",
+           "kv_append", "index_quantize"]
 
 
 @dataclass
@@ -49,6 +50,19 @@ class KvView:
     k_scale: float = 0.0
     v_scale: float = 0.0
     k_index_scale: float = 0.0
+
+
+@dataclass
+class Index8:
+    """Eight-bit copy of the index keys of a paged view (msa_index8), written by index_quantize.
+
+    Attributes:
+        keys: int8 [pages, P, Di].
+        bounds: f32 [pages, 3]: scale, largest error norm and largest key norm of a page.
+    """
+
+    keys: Any
+    bounds: Any
 
 
 class _Call:
@@ -86,6 +100,10 @@ class _Call:
             view.n_seqs = offsets.shape[0] - 1
         view.k_scale, view.v_scale, view.k_index_scale = kv.k_scale, kv.v_scale, kv.k_index_scale
         return view
+
+    def index8(self, index8: Index8) -> _structs.Index8:
+        return _structs.Index8(self.tensor("index8.keys", index8.keys),
+                               self.tensor("index8.bounds", index8.bounds))
 
     def offsets(self, source: Any, like: Any) -> int | None:
         """cu_seqlens_q; None: all tokens belong to one sequence."""
@@ -126,6 +144,7 @@ def _workspace(n_bytes: int, device_type: str, device: int) -> tuple[Any, int | 
 def select(q_index: Any, kv: KvView, *, cu_seqlens_q: Any = None, block_size: int = 128,
            topk: int = 16, n_init: int = 0, n_local: int = 1, index_scale: float = 0.0,
            blocks: Any = None, block_scores: Any = None, index_lse: Any = None,
+           index8: Index8 | None = None, n_rescored: Any = None,
            context: Context | None = None) -> Any:
     """Score every visible key with the index branch and keep the K best blocks of each token and group.
 
@@ -141,6 +160,9 @@ def select(q_index: Any, kv: KvView, *, cu_seqlens_q: Any = None, block_size: in
         blocks: int32 [T, Hkv, K] to write into; None: a new array.
         block_scores: optional f32 [T, Hkv, N] to write block maxima into (-inf past the local block).
         index_lse: optional f32 [T, Hkv]: log-sum-exp of the scaled scores of the selected tokens.
+        index8: eight-bit copy of the index keys of a paged view, scanned first: the same blocks from
+            half of the bytes.
+        n_rescored: optional int32 [T, Hkv], with index8: blocks that were scored from k_index.
 
     Returns:
         blocks: ids ascending, the local block last, then -1. Ties go to the lower id.
@@ -159,6 +181,9 @@ def select(q_index: Any, kv: KvView, *, cu_seqlens_q: Any = None, block_size: in
     args.blocks = call.tensor("blocks", blocks)
     args.block_scores = call.tensor("block_scores", block_scores)
     args.index_lse = call.tensor("index_lse", index_lse)
+    if index8 is not None:
+        args.index8 = call.index8(index8)
+    args.n_rescored = call.tensor("n_rescored", n_rescored)
     call.run("select", context)
     return blocks
 
@@ -308,3 +333,27 @@ def kv_append(k: Any, v: Any, kv: KvView, *, k_index: Any = None, cu_seqlens_q: 
     args.kv = call.view(kv)
     args.block_size = block_size
     call.run("kv_append", context)
+
+
+def index_quantize(kv: KvView, index8: Index8, n_tokens: int, *, cu_seqlens_q: Any = None,
+                   block_size: int = 128, context: Context | None = None) -> None:
+    """Quantise the pages that became full with the last n_tokens tokens; call it after kv_append.
+
+    Args:
+        kv: paged; its k_index is read, kv_lens counts the new tokens.
+        index8: the copy to write into.
+        n_tokens: T, the new tokens of the batch.
+        cu_seqlens_q: int32 [B + 1]; None: all belong to one sequence.
+        block_size: page size P.
+
+    Source: (Q1), (Q2); msa_index_quantize.
+    """
+    call = _Call(_structs.IndexQuantizeArgs())
+    args = call.args
+    args.kv = call.view(kv)
+    if cu_seqlens_q is None:
+        cu_seqlens_q = Array("kv.k_index", kv.k_index).offsets(n_tokens)
+    args.cu_seqlens_q = call.pointer("cu_seqlens_q", cu_seqlens_q)
+    args.n_tokens, args.block_size = n_tokens, block_size
+    args.index8 = call.index8(index8)
+    call.run("index_quantize", context)
