@@ -1,11 +1,6 @@
 /* Tensor maps: what the copy engine must know of a tensor to load boxes of it. */
 #include "backend/cuda/cuda_device.h"
 
-static unsigned bytes_of(msa_dtype dtype)
-{
-    return dtype == MSA_DTYPE_F32 ? 4 : dtype == MSA_DTYPE_BF16 || dtype == MSA_DTYPE_F16 ? 2 : 1;
-}
-
 static CUtensorMapDataType element_type(msa_dtype dtype)
 {
     switch (dtype) {
@@ -24,7 +19,7 @@ int cuda_can_map(const msa_tensor *t)
 {
     if ((uintptr_t)t->data % 16) return 0;
     for (int32_t d = 0; d + 1 < t->n_dims; d++) {
-        if (t->stride[d] * (int64_t)bytes_of(t->dtype) % 16) return 0;
+        if (t->stride[d] * (int64_t)msa_dtype_bytes(t->dtype) % 16) return 0;
     }
     return 1;
 }
@@ -39,7 +34,7 @@ msa_status cuda_tensor_map(msa_context *ctx, const char *op, const msa_tensor *t
         extent[i] = (cuuint64_t)t->shape[d];
         box_extent[i] = box[d];
         step[i] = 1;
-        if (i > 0) stride[i - 1] = (cuuint64_t)t->stride[d] * bytes_of(t->dtype);
+        if (i > 0) stride[i - 1] = (cuuint64_t)t->stride[d] * msa_dtype_bytes(t->dtype);
     }
     CUresult result = cuda_state(ctx)->encode_tensor_map(
         map, element_type(t->dtype), (cuuint32_t)t->n_dims, t->data, extent, stride, box_extent,
