@@ -8,50 +8,12 @@
 #include "backend/cuda/cuda_device.h"
 #include "backend/cuda/topk.cuh"
 
-enum { WARPS = 4, SLOTS = 128, MAX_LEARNED = 64 };
-
-/* Candidates of one warp's row. */
-struct slots {
-    u64 *keys; /* [SLOTS] */
-    int count;
-    u64 worst; /* a key must be larger to be a candidate */
-};
-
-/* Keep the n best, descending. */
-__device__ static void keep_best(slots &candidates, int n, int lane)
-{
-    u64 x[SLOTS / 32];
-#pragma unroll
-    for (int i = 0; i < SLOTS / 32; i++) {
-        int slot = i * 32 + lane;
-        x[i] = slot < candidates.count ? candidates.keys[slot] : 0;
-    }
-    sort_keys(x, lane);
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < MAX_LEARNED / 32; i++) candidates.keys[i * 32 + lane] = x[i];
-    __syncwarp();
-    if (candidates.count < n) return;
-    candidates.count = n;
-    candidates.worst = candidates.keys[n - 1];
-}
-
-__device__ static void offer(slots &candidates, u64 key, int n, int lane)
-{
-    unsigned better = __ballot_sync(~0u, key > candidates.worst);
-    if (!better) return;
-    if (better >> lane & 1) {
-        candidates.keys[candidates.count + __popc(better & ((1u << lane) - 1))] = key;
-    }
-    candidates.count += __popc(better);
-    __syncwarp();
-    if (candidates.count > SLOTS - 32) keep_best(candidates, n, lane);
-}
+enum { WARPS = 4 };
 
 __global__ void __launch_bounds__(WARPS * 32, 4)
     block_topk_kernel(const __grid_constant__ msa_block_topk_args args)
 {
-    __shared__ u64 memory[WARPS][SLOTS];
+    __shared__ u64 slots[WARPS][TOPK_SLOTS];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int64_t n_groups = args.scores.shape[1], row = blockIdx.x * (int64_t)WARPS + warp;
     if (row >= args.scores.shape[0] * n_groups) return;
@@ -63,22 +25,13 @@ __global__ void __launch_bounds__(WARPS * 32, 4)
 
     forced_blocks forced = forced_of(args.n_visible[token], args.n_init, args.n_local);
     int n_learned = args.topk - forced.n_first - forced.n_last;
-    slots candidates = {memory[warp], 0, 0};
-    if (n_learned > 0) {
-        for (int64_t b = forced.n_first; b < forced.end; b += 32) {
-            int64_t block = b + lane;
-            u64 key = block < forced.end ? selection_key(scores[block], (int)block) : 0;
-            offer(candidates, key, n_learned, lane);
-        }
-        keep_best(candidates, n_learned, lane);
+    topk_stream top = {slots[warp], 0, 0};
+    for (int64_t b = forced.n_first; b < forced.end && n_learned > 0; b += 32) {
+        int64_t block = b + lane;
+        u64 key = block < forced.end ? selection_key(scores[block], (int)block) : 0;
+        topk_offer(top, key, n_learned, lane);
     }
-    u64 best[MAX_LEARNED / 32];
-#pragma unroll
-    for (int i = 0; i < MAX_LEARNED / 32; i++) {
-        int slot = i * 32 + lane;
-        best[i] = slot < candidates.count ? candidates.keys[slot] : 0;
-    }
-    write_row(out, args.topk, best, candidates.count, forced, lane);
+    topk_write(top, out, args.topk, n_learned, forced, lane);
 }
 
 msa_status cuda_block_topk(msa_context *ctx, const msa_block_topk_args *args)

@@ -51,6 +51,9 @@ int cuda_can_map(const msa_tensor *t);
  * zero. */
 msa_status cuda_tensor_map(msa_context *ctx, const char *op, const msa_tensor *t,
                            const uint32_t box[], CUtensorMap *map);
+/* The same, boxes as they are in memory, row behind row. */
+msa_status cuda_tensor_map_plain(msa_context *ctx, const char *op, const msa_tensor *t,
+                                 const uint32_t box[], CUtensorMap *map);
 
 /* Entries of the table, one file each. */
 msa_status cuda_memory_alloc(msa_context *ctx, size_t bytes, void **out);

@@ -24,8 +24,8 @@ int cuda_can_map(const msa_tensor *t)
     return 1;
 }
 
-msa_status cuda_tensor_map(msa_context *ctx, const char *op, const msa_tensor *t,
-                           const uint32_t box[], CUtensorMap *map)
+static msa_status encode(msa_context *ctx, const char *op, const msa_tensor *t,
+                         const uint32_t box[], CUtensorMapSwizzle swizzle, CUtensorMap *map)
 {
     cuuint64_t extent[4], stride[4];
     cuuint32_t box_extent[4], step[4];
@@ -38,10 +38,22 @@ msa_status cuda_tensor_map(msa_context *ctx, const char *op, const msa_tensor *t
     }
     CUresult result = cuda_state(ctx)->encode_tensor_map(
         map, element_type(t->dtype), (cuuint32_t)t->n_dims, t->data, extent, stride, box_extent,
-        step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+        step, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (result != CUDA_SUCCESS) {
         return MSA_FAIL(MSA_EDEVICE, "%s: CUDA refuses a tensor map (%d)", op, (int)result);
     }
     return MSA_OK;
+}
+
+msa_status cuda_tensor_map(msa_context *ctx, const char *op, const msa_tensor *t,
+                           const uint32_t box[], CUtensorMap *map)
+{
+    return encode(ctx, op, t, box, CU_TENSOR_MAP_SWIZZLE_128B, map);
+}
+
+msa_status cuda_tensor_map_plain(msa_context *ctx, const char *op, const msa_tensor *t,
+                                 const uint32_t box[], CUtensorMap *map)
+{
+    return encode(ctx, op, t, box, CU_TENSOR_MAP_SWIZZLE_NONE, map);
 }

@@ -9,7 +9,7 @@
 
 enum { WARPS = 8, ROWS = 4, MAX_DIM = 512 };
 
-static const int64_t PIECE_BYTES = 64 << 20;
+static const int64_t PIECE_BYTES = 16 << 20;
 
 /* Where the scores of tokens first_token.. go. */
 struct score_rows {

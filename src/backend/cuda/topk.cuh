@@ -73,6 +73,47 @@ __device__ __forceinline__ u64 merge16(u64 x, u64 y_reversed, int lane)
     return x;
 }
 
+// ---- the best keys of a stream, by one warp
+// ------------------------------------------------------
+
+// Keys above a threshold are appended to slots; slots that might overflow are sorted and cut back
+// to the n best, which raises the threshold. n <= 64.
+enum { TOPK_SLOTS = 128, TOPK_MAX = 64 };
+struct topk_stream {
+    u64 *slots; // shared memory, [TOPK_SLOTS]
+    int count;
+    u64 worst; // a key must be larger to be a candidate
+};
+
+// Keep the n best, descending.
+__device__ __forceinline__ void topk_cut(topk_stream &top, int n, int lane)
+{
+    u64 x[TOPK_SLOTS / 32];
+#pragma unroll
+    for (int i = 0; i < TOPK_SLOTS / 32; i++) {
+        int slot = i * 32 + lane;
+        x[i] = slot < top.count ? top.slots[slot] : 0;
+    }
+    sort_keys(x, lane);
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < TOPK_MAX / 32; i++) top.slots[i * 32 + lane] = x[i];
+    __syncwarp();
+    if (top.count < n) return;
+    top.count = n;
+    top.worst = top.slots[n - 1];
+}
+// One key per lane; 0 is none.
+__device__ __forceinline__ void topk_offer(topk_stream &top, u64 key, int n, int lane)
+{
+    unsigned better = __ballot_sync(~0u, key > top.worst);
+    if (!better) return;
+    if (better >> lane & 1) top.slots[top.count + __popc(better & ((1u << lane) - 1))] = key;
+    top.count += __popc(better);
+    __syncwarp();
+    if (top.count > TOPK_SLOTS - 32) topk_cut(top, n, lane);
+}
+
 // ---- rows ---------------------------------------------------------------------------------------
 
 // (M7): blocks 0..n_first-1 and end..n_visible-1 are forced, n_first..end-1 compete.
@@ -106,6 +147,19 @@ __device__ __forceinline__ void write_row(int32_t *row, int topk, u64 (&best)[N]
         if (i < forced.n_first) row[i] = i;
         if (after >= 0) row[i] = after < forced.n_last ? forced.end + after : -1;
     }
+}
+
+// The row of a finished stream.
+__device__ __forceinline__ void topk_write(topk_stream &top, int32_t *row, int topk, int n,
+                                           forced_blocks forced, int lane)
+{
+    u64 best[TOPK_MAX / 32];
+    topk_cut(top, n, lane);
+#pragma unroll
+    for (int i = 0; i < TOPK_MAX / 32; i++) {
+        best[i] = i * 32 + lane < top.count ? top.slots[i * 32 + lane] : 0;
+    }
+    write_row(row, topk, best, top.count, forced, lane);
 }
 
 #endif

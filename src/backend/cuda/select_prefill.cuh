@@ -1,0 +1,535 @@
+/* The prefill selection kernel: the copy engine streams key pages, wgmma scores them, the block
+ * maximum and a running top-K stay on chip, (M5)-(M9). docs/kernels/select.md walks through it.
+ *
+ * Rows are (token, group) pairs of one sequence, groups innermost; a CTA takes ROWS consecutive
+ * ones and a share of their blocks. Two consumer warpgroups hold the queries of their rows in
+ * registers as the A operand; a page of keys in shared memory is B. A row keeps SLOTS candidate
+ * keys: scores above its threshold are appended; full slots are cut back to the best K - |F| and
+ * raise the threshold. Forced blocks are not scored, so the loop has no causal mask; only
+ * block_scores asks for them.
+ */
+#ifndef MSA_CUDA_SELECT_PREFILL_CUH
+#define MSA_CUDA_SELECT_PREFILL_CUH
+
+#include "backend/cuda/ptx.cuh"
+#include "backend/cuda/select.h"
+#include "backend/cuda/topk.cuh"
+
+/* Di, 64-row tiles per consumer warpgroup, bytes of a key's element: 2 bf16, 1 fp8 E4M3. */
+template <int DIM_, int ROW_TILES_, int KEY_BYTES_> struct prefill_config {
+    static constexpr int DIM = DIM_, ROW_TILES = ROW_TILES_, KEY_BYTES = KEY_BYTES_;
+    static constexpr int BLOCK = 128, CONSUMERS = 2, THREADS = 128 * (CONSUMERS + 1);
+    static constexpr int ROWS = 64 * ROW_TILES * CONSUMERS;
+    /* 256 rows have room for 32 slots, K - |F| <= 16; 128 rows for 128 slots, any K. */
+    static constexpr int SLOTS = ROW_TILES == 2 ? 32 : 128;
+    static constexpr int MAX_LEARNED = ROW_TILES == 2 ? 16 : 64;
+    static constexpr int PAGE_BYTES = BLOCK * DIM * 2, HALF_BYTES = BLOCK * 64 * 2;
+    static constexpr int RAW_BYTES = BLOCK * DIM;
+    static constexpr int STAGES = KEY_BYTES == 2   ? (ROW_TILES == 2 ? 5 : 3)
+                                  : ROW_TILES == 2 ? 3
+                                                   : 2;
+    static constexpr int RAW_STAGES = KEY_BYTES == 2 ? 0 : ROW_TILES == 2 ? 4 : 2;
+};
+
+/* A CTA's rows and blocks. */
+struct prefill_tile {
+    int seq, first_token;      /* of the sequence, in the batch */
+    int64_t first_row, n_rows; /* rows of the sequence: token * Hkv + group */
+    int64_t first_position;    /* of the sequence's first query token */
+    int first_block, end_block;
+};
+
+/* Shared memory. Pages lie in halves of 64 columns, 128 bytes a row, with the 128-byte swizzle. */
+template <typename C> struct alignas(1024) prefill_smem {
+    unsigned char page[C::STAGES][C::PAGE_BYTES];
+    unsigned char raw[C::RAW_STAGES > 0 ? C::RAW_STAGES : 1]
+                     [C::RAW_STAGES > 0 ? C::RAW_BYTES : 1024]; /* fp8 keys as they come */
+    u64 slots[C::ROWS][C::SLOTS]; /* slot j of row r at (j + r) % SLOTS: spreads the banks */
+    prefill_tile tile;            /* here, because registers are for accumulators and queries */
+    uint64_t full[C::STAGES], empty[C::STAGES], raw_full[C::RAW_STAGES > 0 ? C::RAW_STAGES : 1];
+};
+
+struct prefill_params {
+    msa_select_args args;
+    int min_tokens; /* sequences with fewer query tokens are not ours */
+    int n_tiles; /* upper bound; a CTA is tile blockIdx.x % n_tiles of share blockIdx.x / n_tiles */
+    int n_shares; /* of a tile's blocks */
+    u64 *partial; /* [n_shares][T * Hkv][n_learned] when there are several */
+};
+
+/* Tile `x` of the batch: every warp scans the sequences, 32 at a time. False: there is none. */
+template <typename C>
+__device__ __forceinline__ bool find_tile(const prefill_params &p, int x, prefill_tile &tile)
+{
+    const msa_select_args &args = p.args;
+    int lane = threadIdx.x % 32;
+    int64_t n_groups = args.q_index.shape[1];
+    for (int first = 0; first < args.kv.n_seqs; first += 32) {
+        int seq = first + lane, n_tokens = 0;
+        if (seq < args.kv.n_seqs) n_tokens = args.cu_seqlens_q[seq + 1] - args.cu_seqlens_q[seq];
+        int n = 0;
+        if (n_tokens >= p.min_tokens) n = (int)((n_tokens * n_groups + C::ROWS - 1) / C::ROWS);
+        int end = n; /* tiles up to and with this sequence's */
+#pragma unroll
+        for (int w = 1; w < 32; w *= 2) {
+            int before = __shfl_up_sync(~0u, end, w);
+            if (lane >= w) end += before;
+        }
+        unsigned beyond = __ballot_sync(~0u, end > x);
+        if (beyond) {
+            int owner = __ffs(beyond) - 1;
+            int64_t index = __shfl_sync(~0u, end, owner) - 1 - x; /* longest first */
+            tile.seq = first + owner;
+            tile.first_token = args.cu_seqlens_q[tile.seq];
+            n_tokens = args.cu_seqlens_q[tile.seq + 1] - tile.first_token;
+            tile.first_row = index * C::ROWS;
+            tile.n_rows = n_tokens * n_groups;
+            tile.first_position = kv_length(args.kv, tile.seq) - n_tokens;
+            return true;
+        }
+        x -= __shfl_sync(~0u, end, 31);
+    }
+    return false;
+}
+
+/* Blocks that this CTA scores: its share of those that compete, or of all when scores are wanted.
+ */
+template <typename C>
+__device__ __forceinline__ void share_blocks(const prefill_params &p, prefill_tile &tile, int share)
+{
+    const msa_select_args &args = p.args;
+    int64_t last_row = min(tile.first_row + C::ROWS, tile.n_rows) - 1;
+    int64_t last_position = tile.first_position + last_row / args.q_index.shape[1];
+    int n_visible = select_n_visible(args, last_position), first = 0, end = n_visible;
+    if (!args.block_scores.data) {
+        first = args.n_init;
+        end = max(first, n_visible - args.n_local);
+        if (args.topk == args.n_init + args.n_local) end = first;
+    }
+    tile.first_block = first + (int)((int64_t)(end - first) * share / p.n_shares);
+    tile.end_block = first + (int)((int64_t)(end - first) * (share + 1) / p.n_shares);
+}
+
+/* ---- producer ------------------------------------------------------------------------------- */
+
+template <typename C>
+__device__ __forceinline__ void load_page(unsigned char *to, const CUtensorMap *map, uint32_t bar,
+                                          int row, int page)
+{
+    uint32_t dst = smem_u32(to);
+    mbarrier_arrive_expect_tx(bar, C::BLOCK * C::DIM * C::KEY_BYTES);
+    tma_load_3d(dst, map, bar, 0, row, page);
+    if (C::DIM * C::KEY_BYTES > 128) tma_load_3d(dst + C::HALF_BYTES, map, bar, 64, row, page);
+}
+
+/* Where block b starts: a page, or a row of packed keys. */
+__device__ __forceinline__ void locate(const msa_kv_view &kv, int seq, int b, int block_size,
+                                       int &row, int &page)
+{
+    row = kv.page_table ? 0 : kv.cu_seqlens_k[seq] + b * block_size;
+    page = kv.page_table ? kv.page_table[seq * kv.page_table_stride + b] : 0;
+}
+
+template <typename C>
+__device__ __forceinline__ void produce_bf16(prefill_smem<C> &sm, const CUtensorMap *map,
+                                             const msa_kv_view &kv)
+{
+    const prefill_tile tile = sm.tile;
+    if (threadIdx.x % 128 != 0 || tile.first_block == tile.end_block) return;
+    int stage = 0, parity = 1, row, page;
+    locate(kv, tile.seq, tile.first_block, C::BLOCK, row, page);
+    for (int b = tile.first_block; b < tile.end_block; b++) {
+        int next_row, next_page; /* the table is read one block ahead */
+        locate(kv, tile.seq, min(b + 1, tile.end_block - 1), C::BLOCK, next_row, next_page);
+        mbarrier_wait(smem_u32(&sm.empty[stage]), parity);
+        load_page<C>(sm.page[stage], map, smem_u32(&sm.full[stage]), row, page);
+        row = next_row;
+        page = next_page;
+        if (++stage == C::STAGES) {
+            stage = 0;
+            parity ^= 1;
+        }
+    }
+}
+
+/* Two fp8 numbers as two bf16: exact. */
+__device__ __forceinline__ uint32_t fp8x2_to_bf16x2(uint32_t x)
+{
+    __half2_raw h = __nv_cvt_fp8x2_to_halfraw2((__nv_fp8x2_storage_t)x, __NV_E4M3);
+    float2 f = __half22float2(__half2(h));
+    return pack_bf16(f.x, f.y);
+}
+
+/* Expand a raw page into a page of bf16; 128 threads, 16 numbers at a time. */
+template <typename C>
+__device__ __forceinline__ void expand_page(unsigned char *page, const unsigned char *raw)
+{
+    constexpr int CHUNKS = C::DIM / 16; /* of a row */
+#pragma unroll 1
+    for (int i = threadIdx.x % 128; i < C::BLOCK * CHUNKS; i += 128) {
+        int r = i / CHUNKS, chunk = i % CHUNKS, column = chunk * 16;
+        uint4 x = *(const uint4 *)(raw + r * C::DIM + column);
+        uint4 low = {fp8x2_to_bf16x2(x.x & 0xffff), fp8x2_to_bf16x2(x.x >> 16),
+                     fp8x2_to_bf16x2(x.y & 0xffff), fp8x2_to_bf16x2(x.y >> 16)};
+        uint4 high = {fp8x2_to_bf16x2(x.z & 0xffff), fp8x2_to_bf16x2(x.z >> 16),
+                      fp8x2_to_bf16x2(x.w & 0xffff), fp8x2_to_bf16x2(x.w >> 16)};
+        unsigned char *dst = page + column / 64 * C::HALF_BYTES + r * 128;
+        uint32_t first = (column % 64 / 8 ^ (r & 7)) * 16;
+        bool swap = column >= 64; /* the halves of a row lie in the same banks: take turns */
+        *(uint4 *)(dst + (swap ? first ^ 16 : first)) = swap ? high : low;
+        *(uint4 *)(dst + (swap ? first : first ^ 16)) = swap ? low : high;
+    }
+}
+
+/* All four warps expand what the first thread has loaded RAW_STAGES - 1 blocks ahead. */
+template <typename C>
+__device__ __forceinline__ void produce_fp8(prefill_smem<C> &sm, const CUtensorMap *map,
+                                            const msa_kv_view &kv)
+{
+    const prefill_tile tile = sm.tile;
+    int n = tile.end_block - tile.first_block;
+    for (int i = 1 - C::RAW_STAGES; i < n; i++) {
+        int ahead = i + C::RAW_STAGES - 1, slot = ahead % C::RAW_STAGES, row, page;
+        if (threadIdx.x % 128 == 0 && ahead < n) { /* its slot was expanded before the barrier */
+            locate(kv, tile.seq, tile.first_block + ahead, C::BLOCK, row, page);
+            load_page<C>(sm.raw[slot], map, smem_u32(&sm.raw_full[slot]), row, page);
+        }
+        if (i < 0) continue;
+        int stage = i % C::STAGES;
+        slot = i % C::RAW_STAGES;
+        mbarrier_wait(smem_u32(&sm.raw_full[slot]), i / C::RAW_STAGES & 1);
+        mbarrier_wait(smem_u32(&sm.empty[stage]), i / C::STAGES & 1 ^ 1);
+        expand_page<C>(sm.page[stage], sm.raw[slot]);
+        fence_proxy_async();        /* expanded page -> wgmma, raw slot -> copy engine */
+        named_barrier_sync(1, 128); /* every warp has expanded its part */
+        if (threadIdx.x % 128 == 0) mbarrier_arrive(smem_u32(&sm.full[stage]));
+    }
+}
+
+/* ---- consumers ------------------------------------------------------------------------------ */
+
+/* A lane owns one row of each 64-row tile when it is the first or second of its quad. */
+struct prefill_row {
+    unsigned span; /* blocks n_init .. n_init + span - 1 compete; 0 where no row is owned */
+    int count;     /* candidates held */
+    float threshold;
+};
+
+/* The row a lane may own in the 16 rows from row0. */
+__device__ __forceinline__ int own_row(int row0)
+{
+    int lane = threadIdx.x % 32;
+    return row0 + lane / 4 + (lane & 1) * 8;
+}
+
+/* Visible blocks of a row of the tile; 0 past the sequence's last row. */
+__device__ __forceinline__ int row_n_visible(const msa_select_args &args, const prefill_tile &tile,
+                                             int row)
+{
+    int64_t r = tile.first_row + row;
+    if (r >= tile.n_rows) return 0;
+    return select_n_visible(args, tile.first_position + r / args.q_index.shape[1]);
+}
+
+template <typename C>
+__device__ __forceinline__ void load_queries(uint32_t (&a)[C::DIM / 16][4],
+                                             const msa_select_args &args, const prefill_tile &tile,
+                                             int row0)
+{
+    const msa_tensor &q = args.q_index;
+    int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        int64_t row = min(tile.first_row + row0 + lane / 4 + half * 8, tile.n_rows - 1);
+        int64_t token = tile.first_token + row / q.shape[1], group = row % q.shape[1];
+        const __nv_bfloat16 *x = (const __nv_bfloat16 *)q.data + token * q.stride[0] +
+                                 group * q.stride[1] + lane % 4 * 2;
+#pragma unroll
+        for (int k = 0; k < C::DIM / 16; k++) {
+            a[k][half] = *(const uint32_t *)(x + k * 16);
+            a[k][half + 2] = *(const uint32_t *)(x + k * 16 + 8);
+        }
+    }
+}
+
+template <typename C>
+__device__ __forceinline__ void score_page(float (&acc)[64], const uint32_t (&a)[C::DIM / 16][4],
+                                           uint32_t page)
+{
+    uint64_t b = wgmma_desc(page, 16, 1024);
+    pin(acc);
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < C::DIM / 16; k++) {
+        wgmma_m64n128k16_rs<0>(acc, a[k][0], a[k][1], a[k][2], a[k][3],
+                               b + (k / 4) * (C::HALF_BYTES >> 4) + (k % 4) * 2, k > 0);
+    }
+    wgmma_commit();
+}
+
+/* Hide keys after the positions of the lane's two rows, (M6). Only block_scores needs it. */
+template <typename C>
+__device__ __forceinline__ void hide_future(float (&acc)[64], const prefill_tile &tile,
+                                            int n_groups, int row0, int block)
+{
+    int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        int64_t row = tile.first_row + row0 + lane / 4 + half * 8;
+        int64_t visible = tile.first_position + row / n_groups + 1 - (int64_t)block * C::BLOCK;
+        if (visible >= C::BLOCK) continue;
+        int end = max((int)visible, 0) - lane % 4 * 2; /* of the lane's columns */
+#pragma unroll
+        for (int i = half * 2; i < 64; i += 4) {
+            if (i / 4 * 8 >= end) acc[i] = -INFINITY;
+            if (i / 4 * 8 + 1 >= end) acc[i + 1] = -INFINITY;
+        }
+    }
+}
+
+/* Maximum of the two rows of a quad; even lanes return row +0, odd lanes row +8. NaN never wins. */
+__device__ __forceinline__ float row_maximum(const float (&acc)[64])
+{
+    float low = -INFINITY, high = -INFINITY;
+#pragma unroll
+    for (int j = 0; j < 16; j++) {
+        low = fmaxf(low, fmaxf(acc[4 * j], acc[4 * j + 1]));
+        high = fmaxf(high, fmaxf(acc[4 * j + 2], acc[4 * j + 3]));
+    }
+    bool odd = threadIdx.x & 1;
+    float mine = fmaxf(odd ? high : low, __shfl_xor_sync(~0u, odd ? low : high, 1));
+    return fmaxf(mine, __shfl_xor_sync(~0u, mine, 2));
+}
+
+/* Keys of a row that beat mine, for 32 slots in any order; broadcast reads, no chain of exchanges.
+ */
+__device__ __forceinline__ int rank_in_slots(const u64 *slots, u64 mine)
+{
+    int rank = 0;
+#pragma unroll
+    for (int i = 0; i < 16; i++) {
+        ulonglong2 pair = ((const ulonglong2 *)slots)[i];
+        rank += (pair.x > mine) + (pair.y > mine);
+    }
+    return rank;
+}
+
+/* Cut the full slots of row r back to its n best and return the worst of them. */
+__device__ __forceinline__ u64 cut_row(u64 (&slots)[32], int r, int n, int lane)
+{
+    u64 mine = slots[lane];
+    int rank = rank_in_slots(slots, mine);
+    __syncwarp();
+    if (rank < n) slots[(rank + r) & 31] = mine;
+    int last = __ffs(__ballot_sync(~0u, rank == n - 1)) - 1;
+    return __shfl_sync(~0u, mine, last);
+}
+__device__ __forceinline__ u64 cut_row(u64 (&slots)[128], int r, int n, int lane)
+{
+    u64 x[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) x[i] = slots[i * 32 + lane];
+    sort_keys(x, lane);
+    __syncwarp();
+    slots[(lane + r) & 127] = x[0];
+    slots[(lane + 32 + r) & 127] = x[1];
+    u64 low = __shfl_sync(~0u, x[0], n - 1), high = __shfl_sync(~0u, x[1], n - 1);
+    return n <= 32 ? low : high;
+}
+
+/* The score of one block for the row a lane owns. Warps cut full rows together. */
+template <typename C>
+__device__ __forceinline__ void offer(prefill_smem<C> &sm, prefill_row &row, int row0, float score,
+                                      int block, int n_init, int n_learned)
+{
+    int lane = threadIdx.x % 32, own = own_row(row0);
+    if ((unsigned)(block - n_init) < row.span && !(score <= row.threshold)) {
+        sm.slots[own][(row.count + own) & (C::SLOTS - 1)] = selection_key(score, block);
+        row.count++;
+    }
+    unsigned full = __ballot_sync(~0u, row.count == C::SLOTS);
+    while (full) {
+        int owner = __ffs(full) - 1;
+        full &= full - 1;
+        int r = __shfl_sync(~0u, own, owner);
+        __syncwarp();
+        u64 worst = cut_row(sm.slots[r], r, n_learned, lane);
+        if (lane == owner) {
+            row.count = n_learned;
+            row.threshold = score_of_order((unsigned)(worst >> 32));
+        }
+    }
+    __syncwarp();
+}
+
+__device__ __forceinline__ prefill_row start_row(const msa_select_args &args,
+                                                 const prefill_tile &tile, int row0)
+{
+    prefill_row row = {0, 0, __int_as_float(0x7fffffff)}; /* nothing compares below NaN */
+    if (threadIdx.x & 2) return row;
+    int n = row_n_visible(args, tile, own_row(row0)) - args.n_init - args.n_local;
+    if (n > 0 && args.topk > args.n_init + args.n_local) row.span = n;
+    return row;
+}
+
+/* The rows of one warp's tile: finished, or the best of this share. */
+template <typename C>
+__device__ __forceinline__ void write_rows(prefill_smem<C> &sm, const prefill_row &row, int row0,
+                                           const prefill_params &p, int share, int n_learned)
+{
+    const msa_select_args &args = p.args;
+    const prefill_tile &tile = sm.tile;
+    int lane = threadIdx.x % 32;
+    int64_t n_groups = args.q_index.shape[1];
+    for (int i = 0; i < 16; i++) {
+        int r = row0 + i, count = __shfl_sync(~0u, row.count, i % 8 * 4 + i / 8);
+        int64_t flat = tile.first_row + r;
+        if (flat >= tile.n_rows) continue;
+        u64 x[C::SLOTS / 32];
+#pragma unroll
+        for (int j = 0; j < C::SLOTS / 32; j++) {
+            int slot = j * 32 + lane;
+            x[j] = slot < count ? sm.slots[r][(slot + r) & (C::SLOTS - 1)] : 0;
+        }
+        sort_keys(x, lane);
+        u64 best[C::MAX_LEARNED / 32 + (C::MAX_LEARNED < 32)];
+        int n = min(count, n_learned);
+#pragma unroll
+        for (int j = 0; j < (int)(sizeof(best) / sizeof(best[0])); j++) {
+            best[j] = j * 32 + lane < n ? x[j] : 0;
+        }
+        int64_t token = tile.first_token + flat / n_groups, group = flat % n_groups;
+        if (p.n_shares == 1) {
+            write_row((int32_t *)args.blocks.data + token * args.blocks.stride[0] +
+                          group * args.blocks.stride[1],
+                      args.topk, best, n,
+                      forced_of(row_n_visible(args, tile, r), args.n_init, args.n_local), lane);
+            continue;
+        }
+        u64 *out = p.partial +
+                   ((int64_t)share * args.q_index.shape[0] * n_groups + token * n_groups + group) *
+                       n_learned;
+#pragma unroll
+        for (int j = 0; j < (int)(sizeof(best) / sizeof(best[0])); j++) {
+            if (j * 32 + lane < n_learned) out[j * 32 + lane] = best[j];
+        }
+    }
+}
+
+/* block_scores of the rows a lane owns. */
+__device__ __forceinline__ void write_score(const msa_select_args &args, const prefill_tile &tile,
+                                            int row0, float score, int block)
+{
+    const msa_tensor &out = args.block_scores;
+    int64_t flat = tile.first_row + own_row(row0), n_groups = args.q_index.shape[1];
+    if (threadIdx.x & 2 || block >= row_n_visible(args, tile, own_row(row0))) return;
+    ((float *)out.data)[(tile.first_token + flat / n_groups) * out.stride[0] +
+                        flat % n_groups * out.stride[1] + block] = score;
+}
+
+/* Scores of a page in the accumulators -> candidates of the tile's rows. */
+template <typename C>
+__device__ __forceinline__ void take_scores(prefill_smem<C> &sm, float (&acc)[64], prefill_row &row,
+                                            const msa_select_args &args, int row0, int block,
+                                            int n_learned)
+{
+    if (args.block_scores.data) {
+        hide_future<C>(acc, sm.tile, (int)args.q_index.shape[1], row0, block);
+    }
+    float score = row_maximum(acc) * args.kv.k_index_scale;
+    if (args.block_scores.data) write_score(args, sm.tile, row0, score, block);
+    offer(sm, row, row0, score, block, args.n_init, n_learned);
+}
+
+template <typename C>
+__device__ __forceinline__ void consume(prefill_smem<C> &sm, const prefill_params &p, int share)
+{
+    const msa_select_args &args = p.args;
+    int row0 = threadIdx.x / 128 * 64 * C::ROW_TILES + threadIdx.x / 32 % 4 * 16;
+    int n_learned = args.topk - args.n_init - args.n_local;
+    uint32_t a[C::ROW_TILES][C::DIM / 16][4];
+    prefill_row row[C::ROW_TILES];
+#pragma unroll
+    for (int i = 0; i < C::ROW_TILES; i++) {
+        load_queries<C>(a[i], args, sm.tile, row0 + i * 64);
+        row[i] = start_row(args, sm.tile, row0 + i * 64);
+    }
+    float acc0[64], acc1[64];
+    int stage = 0, parity = 0;
+    for (int b = sm.tile.first_block, end = sm.tile.end_block; b < end; b++) {
+        mbarrier_wait(smem_u32(&sm.full[stage]), parity);
+        score_page<C>(acc0, a[0], smem_u32(sm.page[stage]));
+        if (C::ROW_TILES == 2) {
+            score_page<C>(acc1, a[C::ROW_TILES - 1], smem_u32(sm.page[stage]));
+            wgmma_wait<1>();
+            pin(acc0);
+            take_scores(sm, acc0, row[0], args, row0, b, n_learned);
+        }
+        wgmma_wait<0>();
+        if (C::ROW_TILES == 2) {
+            pin(acc1);
+        } else {
+            pin(acc0);
+        }
+        if (threadIdx.x % 128 == 0) mbarrier_arrive(smem_u32(&sm.empty[stage]));
+        if (++stage == C::STAGES) {
+            stage = 0;
+            parity ^= 1;
+        }
+        take_scores(sm, C::ROW_TILES == 2 ? acc1 : acc0, row[C::ROW_TILES - 1], args,
+                    row0 + (C::ROW_TILES - 1) * 64, b, n_learned);
+    }
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < C::ROW_TILES; i++)
+        write_rows(sm, row[i], row0 + i * 64, p, share, n_learned);
+}
+
+template <typename C>
+__global__ void __launch_bounds__(C::THREADS, 1)
+    select_prefill_kernel(const __grid_constant__ CUtensorMap map,
+                          const __grid_constant__ prefill_params p)
+{
+    extern __shared__ unsigned char raw_smem[];
+    prefill_smem<C> &sm = *(prefill_smem<C> *)(((uintptr_t)raw_smem + 1023) & ~(uintptr_t)1023);
+    int warpgroup = threadIdx.x / 128, share = blockIdx.x / p.n_tiles;
+    prefill_tile tile;
+    if (!find_tile<C>(p, blockIdx.x % p.n_tiles, tile)) return;
+    share_blocks<C>(p, tile, share);
+    if (threadIdx.x == 0) {
+        sm.tile = tile;
+        for (int i = 0; i < C::STAGES; i++) {
+            mbarrier_init(smem_u32(&sm.full[i]), 1);
+            mbarrier_init(smem_u32(&sm.empty[i]), C::CONSUMERS);
+        }
+        for (int i = 0; i < C::RAW_STAGES; i++) mbarrier_init(smem_u32(&sm.raw_full[i]), 1);
+        fence_mbarrier_init();
+    }
+    __syncthreads();
+    if (warpgroup == C::CONSUMERS) {
+        setmaxnreg_dec<40>();
+        if constexpr (C::KEY_BYTES == 2) {
+            produce_bf16(sm, &map, p.args.kv);
+        } else {
+            produce_fp8(sm, &map, p.args.kv);
+        }
+    } else {
+        setmaxnreg_inc<232>();
+        consume(sm, p, share);
+    }
+}
+
+/* Instantiations, one file each; max shared memory is set on every launch, which costs nothing. */
+template <typename C>
+static msa_status launch_prefill(cudaStream_t stream, const CUtensorMap &map,
+                                 const prefill_params &p)
+{
+    int bytes = (int)sizeof(prefill_smem<C>) + 1024;
+    MSA_CUDA_TRY("select",
+                 cudaFuncSetAttribute(select_prefill_kernel<C>,
+                                      cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    select_prefill_kernel<C><<<p.n_tiles * p.n_shares, C::THREADS, bytes, stream>>>(map, p);
+    return cuda_launched("select");
+}
+
+#endif
