@@ -18,20 +18,18 @@ typedef struct msa_session msa_session;
 #define MSA_ATTENTION_SPARSE 0 /* as the model was made */
 #define MSA_ATTENTION_DENSE 1  /* every layer over every key: the comparison */
 
-/* flags: on a device backend, launch the operators of a step one by one, as with taps. Without it a
- * shape of batch that comes again is recorded and from then on launched as a whole. */
-#define MSA_ENGINE_NO_GRAPHS 1u
-
 typedef struct msa_engine_args {
     uint32_t struct_size;
-    uint32_t flags;                                 /* MSA_ENGINE_… */
+    uint32_t flags;
     msa_dtype activation_dtype;                     /* f32 or bf16 (f16 too) */
     msa_dtype k_dtype, v_dtype, k_index_dtype;      /* f32, bf16 or fp8_e4m3 */
     int64_t max_tokens;                             /* pool capacity over all sessions, >= 1 */
     int32_t max_sessions;                           /* 0: 1 */
     int32_t chunk_tokens;                           /* prefill piece; 0: 512, on a device 8192 */
     int32_t attention;                              /* MSA_ATTENTION_… */
-    int32_t reserved;
+    /* On a device a shape of batch that comes again is recorded and from then on launched as a whole
+     * (graph.h). 1: launch operators one by one, as taps make it do anyway. */
+    int32_t no_graphs;
 } msa_engine_args;
 MSA_ARGS_INIT(msa_engine_args)
 

@@ -29,10 +29,6 @@ static msa_status complete_args(const msa_context *ctx, msa_engine_args *args,
                                 const msa_engine_args *caller_args)
 {
     MSA_TRY(msa__args_copy("engine", args, sizeof(*args), caller_args));
-    if (args->flags & ~MSA_ENGINE_NO_GRAPHS) {
-        return MSA_FAIL(MSA_EINVAL, "engine: flags = %#x, must be a sum of MSA_ENGINE_… flags",
-                        args->flags);
-    }
     if (args->max_sessions == 0) args->max_sessions = 1;
     if (args->chunk_tokens == 0) {
         int32_t chunk =
@@ -48,6 +44,7 @@ static msa_status complete_args(const msa_context *ctx, msa_engine_args *args,
     MSA_TRY(check_range("max_tokens", args->max_tokens, 1, INT64_MAX / 2));
     MSA_TRY(check_range("max_sessions", args->max_sessions, 1, MAX_SESSIONS));
     MSA_TRY(check_range("chunk_tokens", args->chunk_tokens, 1, MAX_CHUNK_TOKENS));
+    MSA_TRY(check_range("no_graphs", args->no_graphs, 0, 1));
     return check_range("attention", args->attention, MSA_ATTENTION_SPARSE, MSA_ATTENTION_DENSE);
 }
 
@@ -110,7 +107,7 @@ static msa_status create_forward(msa_engine *engine)
     args.max_tokens = engine->args.chunk_tokens;
     args.max_seqs = engine->max_batch;
     args.max_pages = msa__ceil_div(engine->args.max_tokens, engine->model->config.block_size);
-    args.no_graphs = (engine->args.flags & MSA_ENGINE_NO_GRAPHS) != 0;
+    args.no_graphs = engine->args.no_graphs;
     return msa__forward_create(&engine->forward, engine->ctx, engine->model, engine->cache, &args);
 }
 

@@ -78,9 +78,10 @@ static void test_every_mix_of_layer_kinds(void **state)
         snprintf(name, sizeof(name), "kind-%zu", i);
         snprintf(dir, sizeof(dir), "%s", temporary_folder(name));
         make(&kinds[i], dir);
+        const char *backend = test_backend() ? test_backend() : "cpu";
         record *expected = run(dir, "ref", MODEL_TOKENS, MODEL_TOKENS);
-        record *whole = run(dir, "cpu", MODEL_TOKENS, MODEL_TOKENS);
-        record *pieces = run(dir, "cpu", 13, 120);
+        record *whole = run(dir, backend, MODEL_TOKENS, MODEL_TOKENS);
+        record *pieces = run(dir, backend, 13, 120);
         expect_equal_runs(&kinds[i], expected, whole);
         expect_equal_runs(&kinds[i], expected, pieces);
         record_free(expected);

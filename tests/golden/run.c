@@ -4,17 +4,28 @@
 #include "harness/cmocka_all.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
+
+const char *test_backend(void)
+{
+    return getenv("MSA_TEST_BACKEND");
+}
 
 void subject_open(subject *s, const char *dir, const char *backend, const char *isa,
                   int32_t n_threads)
 {
     msa_context_args args;
     msa_context_args_init(&args);
-    args.backend = backend;
+    args.backend = backend ? backend : test_backend();
     args.cpu_isa = isa;
     args.n_threads = n_threads;
-    EXPECT_OK(msa_context_create(&s->ctx, &args));
+    msa_status status = msa_context_create(&s->ctx, &args);
+    if (status == MSA_EUNSUPPORTED && test_backend()) {
+        printf("skipped: %s\n", msa_last_error());
+        exit(77);
+    }
+    EXPECT_OK(status);
     EXPECT_OK(msa_model_open(&s->model, s->ctx, dir));
     msa_model_info_init(&s->info);
     EXPECT_OK(msa_model_get_info(s->model, &s->info));

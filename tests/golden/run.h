@@ -4,7 +4,13 @@
 
 #include "msa/msa.h"
 
-/* A model opened for one backend, ISA and thread count. */
+/* The backend that MSA_TEST_BACKEND asks for, or NULL. Where it cannot be had the program is
+ * skipped.
+ */
+const char *test_backend(void);
+
+/* A model opened for one backend (NULL: test_backend, or else the default), ISA and thread count.
+ */
 typedef struct subject {
     msa_context *ctx;
     msa_model *model;

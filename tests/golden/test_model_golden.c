@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-/* A backend and ISA that can run here. */
+/* A backend and ISA that can run here. The first one is ref, the naive implementation. */
 typedef struct {
     const char *backend, *isa;
 } path;
@@ -16,6 +16,10 @@ static int list_paths(path *paths)
     int32_t usable;
     const char *isa;
     paths[n++] = (path){"ref", NULL};
+    if (test_backend()) {
+        paths[n++] = (path){test_backend(), NULL};
+        return n;
+    }
     for (int32_t i = 0; (isa = msa_cpu_isa_name(i, &usable)); i++) {
         if (usable) paths[n++] = (path){"cpu", isa};
     }
@@ -88,7 +92,8 @@ static void check_bf16(const golden *g)
         double error = logits_error(g, r);
         if (i == 0) naive = error;
         if (!(error <= 2 * naive + 1e-6)) {
-            fail_msg("%s %s: bf16 error %g, naive bf16 has %g", g->dir, paths[i].isa, error, naive);
+            fail_msg("%s %s: bf16 error %g, naive bf16 has %g", g->dir,
+                     paths[i].isa ? paths[i].isa : paths[i].backend, error, naive);
         }
         record_free(r);
         subject_close(&s);
@@ -105,9 +110,8 @@ static void check_small_model(const char *name)
     if (!golden_open(&g, name)) skip();
     const int32_t chunks[] = {64, 1, 7, 16};
     const int64_t decode_from[] = {100, 15, 16, g.n_tokens - 1};
-    for (int i = 0; i < n_paths; i++) {
-        int n_cuts =
-            i == 1 ? 4 : 1; /* every cut on the best cpu path, one of a kind on the others */
+    for (int i = test_backend() ? 1 : 0; i < n_paths; i++) {
+        int n_cuts = i == 1 ? 4 : 1; /* every cut on the best path, one of a kind on the others */
         check_prompt(&g, &paths[i]);
         check_cuts(&g, &paths[i], chunks, n_cuts, decode_from, n_cuts);
     }
@@ -125,7 +129,7 @@ static void check_large_model(const char *name, const int32_t *chunks, int n_chu
     if (!golden_open(&g, name)) skip();
     int64_t decode_from = g.n_tokens - n_decoded;
     for (int i = 1; i < n_paths; i++) {
-        if (strcmp(paths[i].isa, "generic") != 0) check_prompt(&g, &paths[i]);
+        if (!paths[i].isa || strcmp(paths[i].isa, "generic") != 0) check_prompt(&g, &paths[i]);
     }
     check_cuts(&g, &paths[1], chunks, n_chunks, &decode_from, 1);
     golden_close(&g);
