@@ -8,6 +8,12 @@
 /* Generic (attend_generic.cu): the whole contract, one CTA per (token, group). No workspace. */
 msa_status cuda_attend_generic(msa_context *ctx, const msa_attend_args *args);
 
+/* Prefill on Hopper (attend_prefill.cu): bf16 queries, bf16 or fp8 cache, D 64 or 128, Bk 128, G <=
+ * 16, rows where the copy engine can reach them. Workspace for pieces of at most 8,192 tokens. */
+int cuda_attend_prefill_supports(const msa_attend_args *args);
+size_t cuda_attend_prefill_workspace(const msa_attend_args *args);
+msa_status cuda_attend_prefill(msa_context *ctx, const msa_attend_args *args, void *workspace);
+
 /* Decode (attend_decode.cu): few query tokens a sequence. choose_path() prefers it for T <= 16 B.
  */
 int cuda_attend_decode_supports(const msa_attend_args *args);
