@@ -3,7 +3,8 @@
  * A device backend can record the operators called between begin and end instead of running them,
  * and launch the recording with one call. A recording keeps the pointers and shapes it was made
  * with; what lies in the arrays (ids, positions, page tables, lengths) may change between launches.
- * Host backends have no graphs: begin returns MSA_EUNSUPPORTED.
+ * An upload in a recording takes what its host memory holds at each launch. Host backends have no
+ * graphs: begin returns MSA_EUNSUPPORTED.
  */
 #ifndef MSA_GRAPH_H
 #define MSA_GRAPH_H
@@ -16,8 +17,8 @@ extern "C" {
 
 typedef struct msa_graph msa_graph;
 
-/* Start recording the context's operators. Until msa_graph_end, only operators and msa_memory_copy
- * may be called on the context. Errors: MSA_EUNSUPPORTED, MSA_EDEVICE. */
+/* Start recording the context's operators. Until msa_graph_end, only operators, msa_memory_copy and
+ * msa_memory_upload_async may be called on the context. Errors: MSA_EUNSUPPORTED, MSA_EDEVICE. */
 MSA_API MSA_CHECK_RESULT msa_status msa_graph_begin(msa_context *ctx);
 
 /* Stop recording. *out is owned: msa_graph_destroy. With out NULL the recording is dropped, as a

@@ -61,15 +61,15 @@ static msa_status upload_page_table(const msa__forward *f, const msa__batch *bat
     return MSA_OK;
 }
 
-static msa_status upload_step(msa__pass *p)
+/* The arrays themselves are uploaded by msa__pass_layers, so that a recording does it too. */
+static msa_status prepare_step(msa__pass *p)
 {
     msa__forward *f = p->forward;
     msa__step host;
-    size_t bytes = msa__step_lay_out(f->host_step, p->n_tokens, p->n_seqs, p->n_rows, &host);
+    p->step_bytes = msa__step_lay_out(f->host_step, p->n_tokens, p->n_seqs, p->n_rows, &host);
     (void)msa__step_lay_out(f->step, p->n_tokens, p->n_seqs, p->n_rows, &p->step);
     fill_step(f, p->batch, &host);
-    MSA_TRY(upload_page_table(f, p->batch));
-    return msa_memory_upload_async(f->ctx, f->step, f->host_step, bytes);
+    return upload_page_table(f, p->batch);
 }
 
 /* ---- logits ------------------------------------------------------------------------------- */
@@ -126,15 +126,19 @@ static void copy_last_rows(const msa__batch *batch, size_t vocab)
 
 static msa_status run(msa__pass *p)
 {
-    MSA_TRY(upload_step(p));
+    MSA_TRY(prepare_step(p));
     MSA_TRY(msa__pass_run(p));
     return hand_out_logits(p);
 }
 
 msa_status msa__forward_run(msa__forward *forward, const msa__batch *batch, const msa_taps *taps)
 {
-    msa__pass p = {forward, &forward->model->config, batch,         taps,
-                   {0},     batch->n_tokens,         batch->n_seqs, 0};
+    msa__pass p = {.forward = forward,
+                   .config = &forward->model->config,
+                   .batch = batch,
+                   .taps = taps,
+                   .n_tokens = batch->n_tokens,
+                   .n_seqs = batch->n_seqs};
     for (int32_t i = 0; i < batch->n_seqs; i++) p.n_rows += wanted_rows(batch, i);
     msa_status status = run(&p);
     /* Also after a failure: what was uploaded last may still be read. */

@@ -250,6 +250,7 @@ msa_status msa__pass_layers(const msa__pass *p)
 {
     const msa__forward *f = p->forward;
     msa_tensor residual = rows(f->residual, MSA_DTYPE_F32, p->n_tokens, p->config->hidden_size);
+    MSA_TRY(msa_memory_upload_async(f->ctx, f->step, f->host_step, p->step_bytes));
     msa_embed_args embed;
     msa_embed_args_init(&embed);
     embed.table = f->weights->embedding;

@@ -10,6 +10,7 @@ typedef struct msa__pass {
     const msa__batch *batch; /* host arrays */
     const msa_taps *taps;    /* NULL: nobody watches */
     msa__step step;          /* where the operators read it */
+    size_t step_bytes;       /* to upload from f->host_step to f->step */
     int32_t n_tokens, n_seqs;
     int32_t n_rows; /* whose logits are wanted */
 } msa__pass;
@@ -18,7 +19,7 @@ typedef struct msa__pass {
 size_t msa__step_lay_out(void *memory, int32_t n_tokens, int32_t n_seqs, int32_t n_rows,
                          msa__step *step);
 
-/* Embedding and layers: tokens in, the residual stream of every token out. */
+/* Upload of the step, embedding and layers: tokens in, the residual stream of every token out. */
 msa_status msa__pass_layers(const msa__pass *p);
 
 /* Final norm and head for the wanted rows first..first+n-1, at most max_rows; into f->logits. */
