@@ -7,8 +7,8 @@
  *
  * What operators read and write lies in the memory of the context's operators (msa/memory.h). The
  * arrays of a step are packed into one host buffer and uploaded together; rows of the page table
- * follow only when their pages have changed. A device backend records a shape of batch the second
- * time it comes and from then on launches the recording (forward_graph.c).
+ * are uploaded only when their pages have changed. A device backend records a shape of batch the
+ * second time it comes and from then on launches the recording (forward_graph.c).
  */
 #ifndef MSA_MODEL_FORWARD_H
 #define MSA_MODEL_FORWARD_H

@@ -1,10 +1,10 @@
 /* Recordings of a forward pass: one launch instead of several hundred.
  *
- * A recording keeps pointers and shapes, and the arrays it reads are uploaded before each launch,
- * so it serves every batch with the same numbers of tokens, sequences and wanted rows. A shape is
- * recorded when it comes the second time: the odd last chunk of a prompt never pays for a
- * recording, and whatever an operator sets up on its first launch is not recorded. The least
- * recently used shape makes room for a new one.
+ * A recording keeps pointers and shapes and uploads the arrays of the step itself, so it serves
+ * every batch with the same numbers of tokens, sequences and wanted rows. A shape is recorded when
+ * it comes the second time: the odd last chunk of a prompt never pays for a recording, and whatever
+ * an operator sets up on its first launch is not recorded. The least recently used shape makes room
+ * for a new one.
  */
 #include "model/forward_pass.h"
 

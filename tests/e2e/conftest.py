@@ -48,6 +48,15 @@ def fails():
     return check
 
 
+def has_gpu():
+    return b"\n  cuda:0 " in run_msa("doctor").stdout
+
+
+GPU = has_gpu()
+needs_gpu = pytest.mark.skipif(not GPU, reason="no Hopper GPU here")
+needs_no_gpu = pytest.mark.skipif(GPU, reason="a GPU is here")
+
+
 class Terminal:
     """The program on a pseudo-terminal: what a person sees and types."""
 

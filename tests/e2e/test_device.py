@@ -4,16 +4,7 @@ import os
 
 import pytest
 
-from conftest import run_msa
-
-
-def has_gpu():
-    return b"\n  cuda:0 " in run_msa("doctor").stdout
-
-
-GPU = has_gpu()
-needs_gpu = pytest.mark.skipif(not GPU, reason="no Hopper GPU here")
-needs_no_gpu = pytest.mark.skipif(GPU, reason="a GPU is here")
+from conftest import needs_gpu, needs_no_gpu, run_msa
 
 COMMANDS = {
     "run": ["-p", "hello"],

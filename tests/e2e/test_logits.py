@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from conftest import run_msa
+from conftest import needs_gpu, run_msa
 
 np = pytest.importorskip("numpy")
 
@@ -47,13 +47,20 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+GPU_WAYS = {f"gpu-{way}": [*words, "--device", "cuda"] for way, words in WAYS.items()}
+
+
+@pytest.mark.parametrize("way", [*WAYS, *(pytest.param(way, marks=needs_gpu) for way in GPU_WAYS)])
 @pytest.mark.parametrize("name", ["tiny-a", "tiny-b", "mxfp8-a"])
 def test_logits_match_the_golden_model(golden, tmp_path, name, way):
     folder = golden(f"model/{name}")
     expected = load(folder / "golden.safetensors")
     got = run_logits(
-        folder, expected["input_ids"], tmp_path / "out.safetensors", "--layers", *WAYS[way]
+        folder,
+        expected["input_ids"],
+        tmp_path / "out.safetensors",
+        "--layers",
+        *{**WAYS, **GPU_WAYS}[way],
     )
     largest = np.abs(expected["logits"]).max()
     assert np.abs(got["logits"] - expected["logits"]).max() <= 1e-4 * largest
@@ -69,7 +76,8 @@ def test_logits_match_the_golden_model(golden, tmp_path, name, way):
     assert n_sparse > 0
 
 
-def test_logits_match_the_golden_model_of_m3_shape(golden, tmp_path):
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+def test_logits_match_the_golden_model_of_m3_shape(golden, tmp_path, device):
     folder = golden("model/tiny-m3shape")
     expected = load(folder / "golden.safetensors")
     got = run_logits(
@@ -79,6 +87,8 @@ def test_logits_match_the_golden_model_of_m3_shape(golden, tmp_path):
         "--layers",
         "--decode-from",
         2600,
+        "--device",
+        device,
     )
     rows = len(expected["logits"])
     largest = np.abs(expected["logits"]).max()

@@ -29,22 +29,7 @@ enum {
 #define OPERATOR_ID(op, workspace) ID_##op,
     OPERATORS(OPERATOR_ID)
 #undef OPERATOR_ID
-};
-
-/* One operator call with its arguments. */
-typedef struct call {
-    int id;
-    void *workspace;
-    union {
-#define OPERATOR_ARGS(op, workspace) msa_##op##_args op;
-        OPERATORS(OPERATOR_ARGS)
-#undef OPERATOR_ARGS
-    } args;
-} call;
-
-struct msa_graph {
-    call *calls;
-    size_t n_calls, capacity;
+        ID_upload
 };
 
 typedef struct pending_copy {
@@ -53,6 +38,23 @@ typedef struct pending_copy {
     size_t bytes;
     void *snapshot; /* of a download: what the device held then */
 } pending_copy;
+
+/* One operator call with its arguments, or a recorded upload. */
+typedef struct call {
+    int id;
+    void *workspace;
+    union {
+#define OPERATOR_ARGS(op, workspace) msa_##op##_args op;
+        OPERATORS(OPERATOR_ARGS)
+#undef OPERATOR_ARGS
+        pending_copy upload;
+    } args;
+} call;
+
+struct msa_graph {
+    call *calls;
+    size_t n_calls, capacity;
+};
 
 static struct {
     unsigned char *memory;
@@ -154,6 +156,17 @@ static void begin_download(void *dst, const void *src, size_t bytes)
     *add_copy(device.downloads, &device.n_downloads) = (pending_copy){dst, src, bytes, snapshot};
 }
 
+static void record(call c)
+{
+    msa_graph *graph = device.recording;
+    if (graph->n_calls == graph->capacity) {
+        graph->capacity = 2 * graph->capacity + 64;
+        graph->calls = realloc(graph->calls, graph->capacity * sizeof(*graph->calls));
+        assert_non_null(graph->calls);
+    }
+    graph->calls[graph->n_calls++] = c;
+}
+
 static msa_status memory_copy(msa_context *ctx, void *dst, const void *src, size_t bytes,
                               int32_t kind)
 {
@@ -162,7 +175,11 @@ static msa_status memory_copy(msa_context *ctx, void *dst, const void *src, size
     int download = kind == MSA__COPY_DOWNLOAD || kind == MSA__COPY_DOWNLOAD_ASYNC;
     assert_int_equal(is_device(dst), !download);
     assert_int_equal(is_device(src), !upload);
-    assert_true(!device.recording || kind == MSA__COPY_INSIDE);
+    if (device.recording) {
+        assert_int_equal(kind, MSA__COPY_UPLOAD_ASYNC);
+        record((call){.id = ID_upload, .args.upload = {dst, src, bytes, NULL}});
+        return MSA_OK;
+    }
     device.counts.n_uploads += upload;
     device.counts.n_downloads += download;
     if (kind == MSA__COPY_UPLOAD_ASYNC) {
@@ -291,6 +308,10 @@ static void expect_device_arguments(const call *c)
 static msa_status run(msa_context *ctx, const call *c)
 {
     msa_status status = MSA_EINTERNAL;
+    if (c->id == ID_upload) {
+        *add_copy(device.uploads, &device.n_uploads) = c->args.upload;
+        return MSA_OK;
+    }
     finish_uploads();
     switch (c->id) {
 #define RUN_OPERATOR(op, workspace)                                                                \
@@ -309,15 +330,9 @@ static msa_status take(msa_context *ctx, const call *c)
 {
     device.counts.n_calls++;
     expect_device_arguments(c);
-    msa_graph *graph = device.recording;
-    if (!graph) return run(ctx, c);
+    if (!device.recording) return run(ctx, c);
     if (device.refuse) return MSA_FAIL(MSA_EDEVICE, "fake: this cannot be recorded");
-    if (graph->n_calls == graph->capacity) {
-        graph->capacity = 2 * graph->capacity + 64;
-        graph->calls = realloc(graph->calls, graph->capacity * sizeof(*graph->calls));
-        assert_non_null(graph->calls);
-    }
-    graph->calls[graph->n_calls++] = *c;
+    record(*c);
     return MSA_OK;
 }
 

@@ -16,7 +16,8 @@ typedef struct fake_device_counts {
     int64_t n_operators;           /* run, recorded ones included */
     int64_t n_calls;               /* of operators, by the library */
     int64_t n_recordings, n_launches;
-    int64_t n_uploads, n_downloads, n_synchronizations;
+    int64_t n_uploads; /* by the library; recorded ones are not counted */
+    int64_t n_downloads, n_synchronizations;
 } fake_device_counts;
 
 /* Turn a fresh cpu context into one of the fake device with this much memory; one at a time. */

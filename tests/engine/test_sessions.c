@@ -143,6 +143,49 @@ static void test_threads_do_not_change_results(void **state)
     }
 }
 
+/* Recorded steps of a device and single launches give the same bits; a host has the one way only.
+ */
+static void test_recordings_do_not_change_results(void **state)
+{
+    (void)state;
+    subject s;
+    open_tiny_a(&s, 2);
+    size_t vocab = (size_t)s.info.vocab_size;
+    float *expected = calloc(40 * vocab, sizeof(float));
+    assert_non_null(expected);
+    for (int32_t no_graphs = 1; no_graphs >= 0; no_graphs--) {
+        msa_engine_args args;
+        msa_engine *engine;
+        msa_engine_args_init(&args);
+        args.activation_dtype = args.k_dtype = args.v_dtype = args.k_index_dtype = MSA_DTYPE_BF16;
+        args.max_tokens = 512;
+        args.max_sessions = 2;
+        args.chunk_tokens = 32;
+        args.no_graphs = no_graphs;
+        EXPECT_OK(msa_engine_create(&engine, s.ctx, s.model, &args));
+        msa_session *a = session_make(engine), *b = session_make(engine);
+        EXPECT_OK(msa_session_prefill(a, fixture_tokens(0), 70, NULL, NULL));
+        EXPECT_OK(msa_session_prefill(b, fixture_tokens(1), 100, NULL, NULL));
+        for (int32_t step = 0; step < 20; step++) {
+            const int32_t *next = fixture_tokens(2) + 3 * step;
+            msa_batch_item items[2] = {{.session = a, .tokens = next, .n_tokens = 1},
+                                       {.session = b, .tokens = next + 1, .n_tokens = 2}};
+            EXPECT_OK(msa_engine_forward(engine, items, 2, NULL));
+            for (int32_t i = 0; i < 2; i++) {
+                float *row = expected + (size_t)(2 * step + i) * vocab;
+                const float *logits = msa_session_logits(items[i].session);
+                if (no_graphs) memcpy(row, logits, vocab * sizeof(float));
+                assert_memory_equal(row, logits, vocab * sizeof(float));
+            }
+        }
+        msa_session_destroy(a);
+        msa_session_destroy(b);
+        msa_engine_destroy(engine);
+    }
+    free(expected);
+    subject_close(&s);
+}
+
 /* ---- history ------------------------------------------------------------------------------ */
 
 static void test_fork_then_diverge(void **state)
@@ -455,6 +498,7 @@ int main(void)
         cmocka_unit_test(test_logits_of_items),
         cmocka_unit_test(test_dense_equals_sparse_below_the_budget),
         cmocka_unit_test(test_threads_do_not_change_results),
+        cmocka_unit_test(test_recordings_do_not_change_results),
         cmocka_unit_test(test_fork_then_diverge),
         cmocka_unit_test(test_truncate_and_redo),
         cmocka_unit_test(test_prefill_reports_and_stops),
