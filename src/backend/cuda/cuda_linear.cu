@@ -1,6 +1,6 @@
-/* Linear layers (L3) in plain f32: a warp multiplies a few weight rows with a few tokens. */
-#include "backend/cuda/cuda_device.h"
-#include "backend/cuda/weights.cuh"
+/* Linear layers (L3): on the tensor cores where products.h allows it, else in plain f32, where a
+ * warp multiplies a few weight rows with a few tokens. */
+#include "backend/cuda/products.h"
 
 #define WARPS 8
 
@@ -37,14 +37,8 @@ template <int R, int C> __global__ void __launch_bounds__(WARPS * 32) linear_ker
         }
 }
 
-size_t cuda_linear_workspace(const msa_context *ctx, const msa_linear_args *args)
+static msa_status multiply_plain(msa_context *ctx, const msa_linear_args *args)
 {
-    return 0;
-}
-
-msa_status cuda_linear(msa_context *ctx, const msa_linear_args *args, void *workspace)
-{
-    MSA_CUDA_TRY("linear", cudaSetDevice(cuda_state(ctx)->device));
     linear_job job = {
         cuda_view_of(&args->x), cuda_view_of(&args->out), cuda_weight_of(&args->weight),
         args->x.shape[0],       args->x.shape[1],         args->out.shape[1],
@@ -64,4 +58,29 @@ msa_status cuda_linear(msa_context *ctx, const msa_linear_args *args, void *work
         kernel<<<grid, WARPS * 32, 0, cuda_stream(ctx)>>>(job);
     }
     return cuda_launched("linear");
+}
+
+static msa_status multiply_fast(msa_context *ctx, const msa_linear_args *args)
+{
+    cuda_product product = {};
+    MSA_TRY(cuda_product_x(ctx, "linear", &args->x, &product.x_map));
+    MSA_TRY(cuda_product_weights_of(ctx, "linear", &args->weight, &product.single));
+    product.n_groups = 1;
+    product.n_rows = (int32_t)args->x.shape[0];
+    product.n_features = (int32_t)args->out.shape[1];
+    product.out = cuda_view_of(&args->out);
+    product.accumulate = args->accumulate;
+    return cuda_multiply(ctx, "linear", &product, product.single.is_f8, 0);
+}
+
+size_t cuda_linear_workspace(const msa_context *ctx, const msa_linear_args *args)
+{
+    return 0;
+}
+
+msa_status cuda_linear(msa_context *ctx, const msa_linear_args *args, void *workspace)
+{
+    MSA_CUDA_TRY("linear", cudaSetDevice(cuda_state(ctx)->device));
+    if (cuda_can_multiply(&args->x, &args->weight)) return multiply_fast(ctx, args);
+    return multiply_plain(ctx, args);
 }

@@ -1,114 +1,61 @@
 /* Mixture of experts (L7), a piece of tokens at a time:
  *
- *     table    the weights of all experts, copied from kernel parameters: one look-up a tile
+ *     table    the weights of all experts, through kernel parameters into device memory
  *     route    rows sorted by expert (moe_route.cuh)
  *     hidden   act(gate x, up x) of every row, rounded to the dtype of x
  *     down     down(hidden) of every row, in f32, for a slice of the outputs at a time
  *     combine  every token adds its rows in ascending expert id, the shared expert last
  *
- * A plain MLP is the shared expert alone.
+ * A plain MLP is the shared expert alone. On the tensor cores (products.h) the rows of x are
+ * gathered first, since the copy engine loads neighbouring rows.
  */
-#include "backend/cuda/activation.cuh"
-#include "backend/cuda/cuda_device.h"
-#include "backend/cuda/moe_route.cuh"
-#include "backend/cuda/weights.cuh"
+#include "backend/cuda/moe.h"
+#include "backend/cuda/products.h"
 #include "base/arena.h"
 
+#include <string.h>
+
 #define PIECE_TOKENS 8192
-#define SLICE        2048 /* outputs of down at a time */
-#define WARPS        8
-#define WIDTH        8 /* rows of a tile */
+/* Of the f32 outputs of down; at least MIN_SLICE outputs go at a time. */
+#define PARTIAL_FLOATS ((int64_t)64 << 20)
+#define MIN_SLICE      1024
 
+/* Weights of one expert for the tensor cores. */
 typedef struct {
-    cuda_weight gate, up, down;
-} cuda_mlp;
+    cuda_product_weights pair, down;
+} fast_mlp;
 
-#define TABLE_CHUNK 256 /* experts a launch; kernel parameters hold 32,764 bytes */
+/* ---- kernels ------------------------------------------------------------------------------ */
+
+#define WORDS 4000 /* of a launch; kernel parameters hold 32,764 bytes */
 typedef struct {
-    cuda_mlp mlp[TABLE_CHUNK];
-} table_chunk;
+    uint64_t word[WORDS];
+} parameter_words;
 
-typedef struct {
-    const cuda_mlp *table; /* [E + 1], the shared expert last */
-    moe_route route;
-    cuda_view x, out;
-    const float *weights; /* [T, topk] of the piece */
-    void *hidden;         /* [rows, hidden_stride], dtype of x */
-    float *partial;       /* [rows, SLICE] */
-    int64_t n_in, hidden_stride;
-    int64_t slice, n_slice; /* outputs slice .. slice + n_slice */
-    msa_activation activation;
-    int32_t accumulate;
-} moe_job;
-
-__global__ void moe_table_kernel(const __grid_constant__ table_chunk chunk, int32_t n_words,
+__global__ void moe_table_kernel(const __grid_constant__ parameter_words words, int32_t n,
                                  uint64_t *table)
 {
-    const uint64_t *words = (const uint64_t *)&chunk;
-    for (int32_t i = threadIdx.x; i < n_words; i += blockDim.x) table[i] = words[i];
+    for (int32_t i = threadIdx.x; i < n; i += blockDim.x) table[i] = words.word[i];
 }
 
-#define HIDDEN_ROWS 2 /* of gate and of up, a warp */
-__global__ void __launch_bounds__(WARPS * 32) moe_hidden_kernel(moe_job job)
+/* Rows of x (n bytes each, a multiple of 16) in the order of the route. */
+__global__ void __launch_bounds__(256)
+    moe_gather_kernel(moe_route route, const char *x, int64_t stride, char *out, int64_t n)
 {
-    moe_tile tile = find_tile(job.route.start, job.route.n_experts + 1, WIDTH, blockIdx.y);
-    const cuda_mlp *mlp = &job.table[tile.expert];
-    int64_t first = ((int64_t)blockIdx.x * WARPS + threadIdx.x / 32) * HIDDEN_ROWS;
-    if (tile.n_rows == 0 || first >= mlp->gate.n_out) return;
-    int32_t row[HIDDEN_ROWS], x_row[WIDTH];
-    float gate[HIDDEN_ROWS][WIDTH], up[HIDDEN_ROWS][WIDTH];
-#pragma unroll
-    for (int r = 0; r < HIDDEN_ROWS; r++) row[r] = (int32_t)min(first + r, mlp->gate.n_out - 1l);
-#pragma unroll
-    for (int c = 0; c < WIDTH; c++) {
-        x_row[c] = job.route.token[tile.first_row + min(c, tile.n_rows - 1)];
+    int64_t row = blockIdx.x;
+    if (row >= route.start[route.n_experts + 1]) return;
+    const char *from = x + route.token[row] * stride;
+    for (int64_t i = threadIdx.x * 16; i < n; i += 256 * 16) {
+        *(uint4 *)(out + row * n + i) = *(const uint4 *)(from + i);
     }
-    warp_products<HIDDEN_ROWS, WIDTH>(mlp->gate, row, job.x, x_row, job.n_in, gate);
-    warp_products<HIDDEN_ROWS, WIDTH>(mlp->up, row, job.x, x_row, job.n_in, up);
-#pragma unroll
-    for (int r = 0; r < HIDDEN_ROWS; r++)
-#pragma unroll
-        for (int c = 0; c < WIDTH; c++) {
-            if (threadIdx.x % 32 != r * WIDTH + c) continue;
-            if (first + r >= mlp->gate.n_out || c >= tile.n_rows) continue;
-            float y[1] = {activate(job.activation, gate[r][c], up[r][c])};
-            store_elements<1>(job.hidden, job.x.dtype,
-                              (tile.first_row + c) * job.hidden_stride + first + r, y);
-        }
-}
-
-#define DOWN_ROWS 4
-__global__ void __launch_bounds__(WARPS * 32) moe_down_kernel(moe_job job)
-{
-    moe_tile tile = find_tile(job.route.start, job.route.n_experts + 1, WIDTH, blockIdx.y);
-    const cuda_mlp *mlp = &job.table[tile.expert];
-    int64_t first = ((int64_t)blockIdx.x * WARPS + threadIdx.x / 32) * DOWN_ROWS;
-    if (tile.n_rows == 0 || first >= job.n_slice) return;
-    cuda_view hidden = {job.hidden, {job.hidden_stride, 0}, job.x.dtype};
-    int32_t row[DOWN_ROWS], hidden_row[WIDTH];
-    float sum[DOWN_ROWS][WIDTH];
-#pragma unroll
-    for (int r = 0; r < DOWN_ROWS; r++)
-        row[r] = (int32_t)(job.slice + min(first + r, job.n_slice - 1));
-#pragma unroll
-    for (int c = 0; c < WIDTH; c++) hidden_row[c] = tile.first_row + min(c, tile.n_rows - 1);
-    warp_products<DOWN_ROWS, WIDTH>(mlp->down, row, hidden, hidden_row, mlp->gate.n_out, sum);
-#pragma unroll
-    for (int r = 0; r < DOWN_ROWS; r++)
-#pragma unroll
-        for (int c = 0; c < WIDTH; c++) {
-            if (threadIdx.x % 32 != r * WIDTH + c) continue;
-            if (first + r >= job.n_slice || c >= tile.n_rows) continue;
-            job.partial[(int64_t)(tile.first_row + c) * SLICE + first + r] = sum[r][c];
-        }
 }
 
 /* Block x token: the rows of its pairs in ascending expert id, then their weighted sum. */
-__global__ void __launch_bounds__(256) moe_combine_kernel(moe_job job)
+template <int W> __global__ void __launch_bounds__(256) moe_combine_kernel(moe_piece piece)
 {
     __shared__ int32_t row[65];
     __shared__ float weight[65];
-    const moe_route &route = job.route;
+    const moe_route &route = piece.route;
     int32_t t = blockIdx.x, topk = route.topk, j = threadIdx.x;
     if (j < topk) {
         const int32_t *ids = route.ids + (int64_t)t * topk;
@@ -117,23 +64,30 @@ __global__ void __launch_bounds__(256) moe_combine_kernel(moe_job job)
             place += ids[i] < ids[j] || (ids[i] == ids[j] && i < j);
         }
         row[place] = route.row_of[(int64_t)t * topk + j];
-        weight[place] = job.weights[(int64_t)t * topk + j];
+        weight[place] = piece.weights[(int64_t)t * topk + j];
     }
     if (j == 0) {
         row[topk] = route.has_shared ? route.start[route.n_experts] + t : -1;
         weight[topk] = 1;
     }
     __syncthreads();
-    for (int64_t o = j; o < job.n_slice; o += blockDim.x) {
-        int64_t at = t * job.out.stride[0] + job.slice + o;
-        float y[1] = {0};
-        if (job.accumulate) load_elements<1>(job.out.data, job.out.dtype, at, y);
+    int64_t step = (int64_t)gridDim.y * 256 * W;
+    for (int64_t o = ((int64_t)blockIdx.y * 256 + j) * W; o < piece.n_slice; o += step) {
+        int64_t at = t * piece.out.stride[0] + piece.slice + o;
+        float y[W], z[W];
+        for (int i = 0; i < W; i++) y[i] = 0;
+        if (piece.accumulate) load_elements<W>(piece.out.data, piece.out.dtype, at, y);
         for (int32_t i = 0; i <= topk; i++) {
-            if (row[i] >= 0) y[0] = fmaf(weight[i], job.partial[(int64_t)row[i] * SLICE + o], y[0]);
+            if (row[i] < 0) continue;
+            load_elements<W>(piece.partial, CUDA_F32, row[i] * piece.slice_stride + o, z);
+#pragma unroll
+            for (int k = 0; k < W; k++) y[k] = fmaf(weight[i], z[k], y[k]);
         }
-        store_elements<1>(job.out.data, job.out.dtype, at, y);
+        store_elements<W>(piece.out.data, piece.out.dtype, at, y);
     }
 }
+
+/* ---- workspace ---------------------------------------------------------------------------- */
 
 static int64_t widest_hidden(const msa_moe_args *args)
 {
@@ -143,29 +97,39 @@ static int64_t widest_hidden(const msa_moe_args *args)
 }
 
 typedef struct {
-    int64_t max_tokens; /* of a piece */
-    cuda_mlp *table;
+    int64_t max_tokens, max_rows; /* of a piece */
+    int64_t slice, x_stride, hidden_stride;
+    unsigned char *table; /* cuda_mlp or fast_mlp, aligned to 128 */
     int32_t *start, *token, *row_of;
-    void *hidden;
+    void *x, *hidden;
     float *partial;
-    int64_t hidden_stride;
 } moe_layout;
 
+/* Room for either way: which one runs depends on addresses, which planning does not know. */
 static size_t layout_of(moe_layout *layout, const msa_moe_args *args, void *workspace)
 {
     msa__arena arena = {(unsigned char *)workspace, 0, 0};
-    int64_t n_tokens = args->x.shape[0], topk = args->n_experts ? args->topk : 0;
+    int64_t n_tokens = args->x.shape[0], n_in = args->x.shape[1];
+    int64_t topk = args->n_experts ? args->topk : 0;
+    size_t element = msa_dtype_bytes(args->x.dtype);
     layout->max_tokens = n_tokens < PIECE_TOKENS ? n_tokens : PIECE_TOKENS;
+    layout->max_rows = layout->max_tokens * (topk + (args->shared ? 1 : 0));
+    layout->x_stride = (n_in + 7) / 8 * 8;
     layout->hidden_stride = (widest_hidden(args) + 7) / 8 * 8;
-    int64_t pairs = layout->max_tokens * topk;
-    int64_t rows = pairs + (args->shared ? layout->max_tokens : 0);
-    layout->table = (cuda_mlp *)msa__arena_take(&arena, args->n_experts + 1, sizeof(cuda_mlp));
+    layout->slice = layout->x_stride;
+    if (layout->slice * layout->max_rows > PARTIAL_FLOATS && layout->slice > MIN_SLICE) {
+        layout->slice = PARTIAL_FLOATS / layout->max_rows / 128 * 128;
+        if (layout->slice < MIN_SLICE) layout->slice = MIN_SLICE;
+    }
+    layout->table = (unsigned char *)msa__arena_take(&arena, args->n_experts + 2, sizeof(fast_mlp));
+    layout->table += (128 - (uintptr_t)layout->table % 128) % 128;
     layout->start = (int32_t *)msa__arena_take(&arena, args->n_experts + 2, sizeof(int32_t));
-    layout->token = (int32_t *)msa__arena_take(&arena, rows, sizeof(int32_t));
-    layout->row_of = (int32_t *)msa__arena_take(&arena, pairs, sizeof(int32_t));
-    layout->hidden =
-        msa__arena_take(&arena, rows * layout->hidden_stride, msa_dtype_bytes(args->x.dtype));
-    layout->partial = (float *)msa__arena_take(&arena, rows, SLICE * sizeof(float));
+    layout->token = (int32_t *)msa__arena_take(&arena, layout->max_rows, sizeof(int32_t));
+    layout->row_of = (int32_t *)msa__arena_take(&arena, layout->max_tokens * topk, sizeof(int32_t));
+    layout->x = msa__arena_take(&arena, layout->max_rows * layout->x_stride, element);
+    layout->hidden = msa__arena_take(&arena, layout->max_rows * layout->hidden_stride, element);
+    layout->partial =
+        (float *)msa__arena_take(&arena, layout->max_rows * layout->slice, sizeof(float));
     return arena.used;
 }
 
@@ -175,51 +139,166 @@ size_t cuda_moe_workspace(const msa_context *ctx, const msa_moe_args *args)
     return layout_of(&layout, args, NULL);
 }
 
-static cuda_mlp mlp_of(const msa_mlp_weights *mlp)
+/* ---- weights ------------------------------------------------------------------------------ */
+
+static const msa_mlp_weights *mlp_at(const msa_moe_args *args, int64_t e)
 {
-    cuda_mlp result = {cuda_weight_of(&mlp->gate), cuda_weight_of(&mlp->up),
-                       cuda_weight_of(&mlp->down)};
-    return result;
+    return e < args->n_experts ? &args->experts[e] : args->shared;
 }
 
-static void copy_table(const msa_moe_args *args, cuda_mlp *table, cudaStream_t stream)
+static int64_t n_mlps(const msa_moe_args *args)
 {
-    int64_t n = args->n_experts + (args->shared ? 1 : 0);
-    for (int64_t first = 0; first < n; first += TABLE_CHUNK) {
-        table_chunk chunk;
-        int64_t count = n - first < TABLE_CHUNK ? n - first : TABLE_CHUNK;
-        for (int64_t i = 0; i < count; i++) {
-            int64_t e = first + i;
-            chunk.mlp[i] = mlp_of(e < args->n_experts ? &args->experts[e] : args->shared);
+    return (int64_t)args->n_experts + (args->shared ? 1 : 0);
+}
+
+/* Every expert can be multiplied on the tensor cores, all in one way. */
+static int is_fast(const msa_moe_args *args, int *is_f8)
+{
+    for (int64_t e = 0; e < n_mlps(args); e++) {
+        const msa_mlp_weights *mlp = mlp_at(args, e);
+        int f8 = mlp->gate.w.dtype == MSA_DTYPE_F8_E4M3;
+        if (e == 0) *is_f8 = f8;
+        if (f8 != *is_f8 || mlp->down.w.dtype != mlp->gate.w.dtype) return 0;
+        /* A narrower expert leaves columns of hidden unwritten, which no stage may read. */
+        int64_t n_hidden = mlp->gate.w.shape[0];
+        if (n_hidden % 64 && n_hidden != widest_hidden(args)) return 0;
+        if (!cuda_can_multiply(&args->x, &mlp->gate) || !cuda_can_multiply(&args->x, &mlp->up) ||
+            !cuda_can_multiply(&args->x, &mlp->down) || !cuda_can_pair(&mlp->gate, &mlp->up)) {
+            return 0;
         }
-        int32_t n_words = (int32_t)(count * (int64_t)sizeof(cuda_mlp) / 8);
-        moe_table_kernel<<<1, 512, 0, stream>>>(chunk, n_words, (uint64_t *)(table + first));
+    }
+    return 1;
+}
+
+static void put_words(parameter_words *words, size_t bytes, unsigned char *to, cudaStream_t stream)
+{
+    moe_table_kernel<<<1, 512, 0, stream>>>(*words, (int32_t)(bytes / 8), (uint64_t *)to);
+}
+
+static void put_plain_table(const msa_moe_args *args, unsigned char *table, cudaStream_t stream)
+{
+    const int64_t room = WORDS * 8 / (int64_t)sizeof(cuda_mlp);
+    parameter_words words;
+    for (int64_t first = 0; first < n_mlps(args); first += room) {
+        int64_t n = n_mlps(args) - first < room ? n_mlps(args) - first : room;
+        for (int64_t i = 0; i < n; i++) {
+            const msa_mlp_weights *from = mlp_at(args, first + i);
+            cuda_mlp mlp = {cuda_weight_of(&from->gate), cuda_weight_of(&from->up),
+                            cuda_weight_of(&from->down)};
+            memcpy((char *)&words + i * (int64_t)sizeof(mlp), &mlp, sizeof(mlp));
+        }
+        put_words(&words, (size_t)n * sizeof(cuda_mlp), table + first * (int64_t)sizeof(cuda_mlp),
+                  stream);
     }
 }
 
-/* All tokens of a piece. */
-static void run_piece(const msa_moe_args *args, moe_job *job, cudaStream_t stream)
+/* First the pairs of all experts, then their downs. */
+static msa_status put_fast_table(msa_context *ctx, const msa_moe_args *args, unsigned char *table)
 {
-    const moe_route *route = &job->route;
-    int64_t n_out = args->out.shape[1];
-    unsigned tiles = (unsigned)moe_max_tiles(route->n_tokens, route->topk, route->n_experts,
-                                             route->has_shared, WIDTH);
-    int64_t n_hidden = widest_hidden(args), per_block = WARPS * HIDDEN_ROWS;
-    moe_route_kernel<<<(unsigned)route->n_experts + 1, ROUTE_THREADS, 0, stream>>>(*route);
-    moe_hidden_kernel<<<dim3((unsigned)((n_hidden + per_block - 1) / per_block), tiles), WARPS * 32,
-                        0, stream>>>(*job);
-    per_block = WARPS * DOWN_ROWS;
-    for (job->slice = 0; job->slice < n_out; job->slice += SLICE) {
-        job->n_slice = n_out - job->slice < SLICE ? n_out - job->slice : SLICE;
-        dim3 grid((unsigned)((job->n_slice + per_block - 1) / per_block), tiles);
-        moe_down_kernel<<<grid, WARPS * 32, 0, stream>>>(*job);
-        moe_combine_kernel<<<(unsigned)route->n_tokens, 256, 0, stream>>>(*job);
+    const int64_t room = WORDS * 8 / (int64_t)sizeof(cuda_product_weights);
+    int64_t n_entries = 2 * n_mlps(args);
+    parameter_words words;
+    for (int64_t first = 0; first < n_entries; first += room) {
+        int64_t n = n_entries - first < room ? n_entries - first : room;
+        for (int64_t i = 0; i < n; i++) {
+            cuda_product_weights entry;
+            int64_t e = (first + i) % n_mlps(args);
+            const msa_mlp_weights *mlp = mlp_at(args, e);
+            memset(&entry, 0, sizeof(entry));
+            if (first + i < n_mlps(args)) {
+                MSA_TRY(cuda_product_pair_of(ctx, "moe", &mlp->gate, &mlp->up, &entry));
+            } else {
+                MSA_TRY(cuda_product_weights_of(ctx, "moe", &mlp->down, &entry));
+            }
+            memcpy((char *)&words + i * (int64_t)sizeof(entry), &entry, sizeof(entry));
+        }
+        put_words(&words, (size_t)n * sizeof(cuda_product_weights),
+                  table + first * (int64_t)sizeof(cuda_product_weights), cuda_stream(ctx));
     }
+    return MSA_OK;
 }
 
-static void *row_at(const msa_tensor *t, int64_t row)
+/* ---- a piece ------------------------------------------------------------------------------ */
+
+typedef struct {
+    const moe_layout *layout;
+    int is_fast, is_f8, wide_out;
+    int64_t n_mlps;
+    cuda_product hidden, down;
+} moe_run;
+
+static msa_status prepare_fast(msa_context *ctx, const moe_piece *piece, moe_run *run)
 {
-    return (char *)t->data + row * t->stride[0] * (int64_t)msa_dtype_bytes(t->dtype);
+    const moe_layout *layout = run->layout;
+    const cuda_product_weights *table = (const cuda_product_weights *)layout->table;
+    msa_tensor x = msa_tensor_make(layout->x, MSA_DTYPE_BF16, 2, piece->n_rows, piece->n_in, 0, 0);
+    msa_tensor hidden =
+        msa_tensor_make(layout->hidden, MSA_DTYPE_BF16, 2, piece->n_rows, piece->n_hidden, 0, 0);
+    x.stride[0] = layout->x_stride;
+    hidden.stride[0] = layout->hidden_stride;
+    cuda_product *gated = &run->hidden, *down = &run->down;
+    memset(gated, 0, sizeof(*gated));
+    MSA_TRY(cuda_product_x(ctx, "moe", &x, &gated->x_map));
+    gated->table = table;
+    gated->start = piece->route.start;
+    gated->n_groups = piece->route.n_experts + piece->route.has_shared;
+    gated->n_features = (int32_t)piece->n_hidden;
+    gated->out = cuda_view_of(&hidden);
+    gated->activation = piece->activation;
+    *down = *gated;
+    MSA_TRY(cuda_product_x(ctx, "moe", &hidden, &down->x_map));
+    down->table = table + run->n_mlps;
+    down->out = cuda_view{layout->partial, {layout->slice, 0}, MSA_DTYPE_F32};
+    return MSA_OK;
+}
+
+static msa_status run_hidden(msa_context *ctx, const moe_piece *piece, moe_run *run)
+{
+    const moe_layout *layout = run->layout;
+    cudaStream_t stream = cuda_stream(ctx);
+    if (!run->is_fast) {
+        cuda_moe_plain_hidden(piece, (const cuda_mlp *)layout->table, stream);
+        return MSA_OK;
+    }
+    MSA_TRY(prepare_fast(ctx, piece, run));
+    moe_gather_kernel<<<(unsigned)piece->n_rows, 256, 0, stream>>>(
+        piece->route, (const char *)piece->x.data, piece->x.stride[0] * 2, (char *)layout->x,
+        layout->x_stride * 2);
+    return cuda_multiply(ctx, "moe", &run->hidden, run->is_f8, 1);
+}
+
+static msa_status run_down(msa_context *ctx, const moe_piece *piece, moe_run *run)
+{
+    if (!run->is_fast) {
+        cuda_moe_plain_down(piece, (const cuda_mlp *)run->layout->table, cuda_stream(ctx));
+        return MSA_OK;
+    }
+    run->down.first_feature = (int32_t)piece->slice;
+    run->down.n_features = (int32_t)piece->n_slice;
+    return cuda_multiply(ctx, "moe", &run->down, run->is_f8, 0);
+}
+
+static msa_status run_piece(msa_context *ctx, moe_piece *piece, moe_run *run)
+{
+    int64_t n_out = piece->n_in;
+    unsigned n_tokens = (unsigned)piece->route.n_tokens;
+    auto combine = run->wide_out ? moe_combine_kernel<8> : moe_combine_kernel<1>;
+    cuda_moe_route(&piece->route, cuda_stream(ctx));
+    MSA_TRY(run_hidden(ctx, piece, run));
+    for (piece->slice = 0; piece->slice < n_out; piece->slice += run->layout->slice) {
+        int64_t left = n_out - piece->slice;
+        piece->n_slice = left < run->layout->slice ? left : run->layout->slice;
+        MSA_TRY(run_down(ctx, piece, run));
+        combine<<<dim3(n_tokens, n_tokens < 128 ? 3 : 1), 256, 0, cuda_stream(ctx)>>>(*piece);
+    }
+    return cuda_launched("moe");
+}
+
+static cuda_view rows_from(const msa_tensor *t, int64_t row)
+{
+    cuda_view view = cuda_view_of(t);
+    view.data = (char *)t->data + row * view.stride[0] * (int64_t)msa_dtype_bytes(t->dtype);
+    return view;
 }
 
 msa_status cuda_moe(msa_context *ctx, const msa_moe_args *args, void *workspace)
@@ -227,32 +306,37 @@ msa_status cuda_moe(msa_context *ctx, const msa_moe_args *args, void *workspace)
     MSA_CUDA_TRY("moe", cudaSetDevice(cuda_state(ctx)->device));
     moe_layout layout;
     layout_of(&layout, args, workspace);
-    copy_table(args, layout.table, cuda_stream(ctx));
-    int32_t topk = args->n_experts ? args->topk : 0;
+    moe_run run;
+    run.layout = &layout;
+    run.n_mlps = n_mlps(args);
+    run.is_fast = is_fast(args, &run.is_f8);
+    run.wide_out = cuda_is_wide(&args->out);
+    if (run.is_fast) {
+        MSA_TRY(put_fast_table(ctx, args, layout.table));
+    } else {
+        put_plain_table(args, layout.table, cuda_stream(ctx));
+    }
+    int64_t topk = args->n_experts ? args->topk : 0;
     for (int64_t first = 0; first < args->x.shape[0]; first += layout.max_tokens) {
         int64_t left = args->x.shape[0] - first;
-        moe_job job = {};
-        job.table = layout.table;
-        job.route = moe_route{args->ids + first * topk,
-                              layout.start,
-                              layout.token,
-                              layout.row_of,
-                              (int32_t)(left < layout.max_tokens ? left : layout.max_tokens),
-                              topk,
-                              args->n_experts,
-                              args->shared != NULL};
-        job.x = cuda_view_of(&args->x);
-        job.x.data = row_at(&args->x, first);
-        job.out = cuda_view_of(&args->out);
-        job.out.data = row_at(&args->out, first);
-        job.weights = args->weights + first * topk;
-        job.hidden = layout.hidden;
-        job.partial = layout.partial;
-        job.n_in = args->x.shape[1];
-        job.hidden_stride = layout.hidden_stride;
-        job.activation = args->activation;
-        job.accumulate = args->accumulate;
-        run_piece(args, &job, cuda_stream(ctx));
+        int64_t n_tokens = left < layout.max_tokens ? left : layout.max_tokens;
+        moe_piece piece = {};
+        piece.route = moe_route{
+            args->ids + first * topk, layout.start,  layout.token,    layout.row_of,
+            (int32_t)n_tokens,        (int32_t)topk, args->n_experts, args->shared != NULL};
+        piece.x = rows_from(&args->x, first);
+        piece.out = rows_from(&args->out, first);
+        piece.weights = args->weights + first * topk;
+        piece.hidden = layout.hidden;
+        piece.partial = layout.partial;
+        piece.n_rows = n_tokens * (topk + (args->shared ? 1 : 0));
+        piece.n_in = args->x.shape[1];
+        piece.n_hidden = widest_hidden(args);
+        piece.hidden_stride = layout.hidden_stride;
+        piece.slice_stride = layout.slice;
+        piece.activation = args->activation;
+        piece.accumulate = args->accumulate;
+        MSA_TRY(run_piece(ctx, &piece, &run));
     }
-    return cuda_launched("moe");
+    return MSA_OK;
 }

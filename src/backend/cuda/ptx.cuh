@@ -85,6 +85,11 @@ __device__ __forceinline__ void tma_load_2d_multicast(uint32_t dst, const CUtens
                  "l"(map), "r"(bar), "r"(c0), "r"(c1), "h"(mask)
                  : "memory");
 }
+// A tensor map in global memory that an earlier kernel wrote becomes visible to the copy engine.
+__device__ __forceinline__ void fence_tensor_map(const CUtensorMap *map)
+{
+    asm volatile("fence.proxy.tensormap::generic.acquire.gpu [%0], 128;" ::"l"(map) : "memory");
+}
 __device__ __forceinline__ void bulk_store(void *dst, uint32_t src, int bytes)
 {
     asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(dst), "r"(src),
@@ -199,6 +204,14 @@ template <int N> __device__ __forceinline__ void pin(uint32_t (&d)[N])
     ACC8(d, 0), ACC8(d, 8), ACC8(d, 16), ACC8(d, 24), ACC8(d, 32), ACC8(d, 40), ACC8(d, 48),       \
         ACC8(d, 56)
 
+#define ACC96                                                                                      \
+    "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,"                      \
+    "%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,"             \
+    "%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,"             \
+    "%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,"             \
+    "%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95}"
+#define ACC32_OPERANDS(d, i) ACC8(d, i), ACC8(d, i + 8), ACC8(d, i + 16), ACC8(d, i + 24)
+
 // A and B in shared memory, both K-major.
 __device__ __forceinline__ void wgmma_m64n128k16_ss(float (&d)[64], uint64_t a, uint64_t b,
                                                     int accumulate)
@@ -207,6 +220,24 @@ __device__ __forceinline__ void wgmma_m64n128k16_ss(float (&d)[64], uint64_t a, 
                  "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 " ACC64
                  ", %64, %65, p, 1, 1, 0, 0;\n}"
                  : ACC64_OPERANDS(d)
+                 : "l"(a), "l"(b), "r"(accumulate));
+}
+__device__ __forceinline__ void wgmma_m64n64k16_ss(float (&d)[32], uint64_t a, uint64_t b,
+                                                   int accumulate)
+{
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " ACC32
+                 ", %32, %33, p, 1, 1, 0, 0;\n}"
+                 : ACC32_OPERANDS(d, 0)
+                 : "l"(a), "l"(b), "r"(accumulate));
+}
+__device__ __forceinline__ void wgmma_m64n192k16_ss(float (&d)[96], uint64_t a, uint64_t b,
+                                                    int accumulate)
+{
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %98, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 " ACC96
+                 ", %96, %97, p, 1, 1, 0, 0;\n}"
+                 : ACC32_OPERANDS(d, 0), ACC32_OPERANDS(d, 32), ACC32_OPERANDS(d, 64)
                  : "l"(a), "l"(b), "r"(accumulate));
 }
 // A in registers; TRANSPOSED: B is MN-major (rows of k, columns contiguous).
