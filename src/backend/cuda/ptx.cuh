@@ -222,6 +222,15 @@ __device__ __forceinline__ void wgmma_m64n128k16_ss(float (&d)[64], uint64_t a, 
                  : ACC64_OPERANDS(d)
                  : "l"(a), "l"(b), "r"(accumulate));
 }
+__device__ __forceinline__ void wgmma_m64n16k16_ss(float (&d)[8], uint64_t a, uint64_t b,
+                                                   int accumulate)
+{
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %10, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7}, "
+                 "%8, %9, p, 1, 1, 0, 0;\n}"
+                 : ACC8(d, 0)
+                 : "l"(a), "l"(b), "r"(accumulate));
+}
 __device__ __forceinline__ void wgmma_m64n64k16_ss(float (&d)[32], uint64_t a, uint64_t b,
                                                    int accumulate)
 {
