@@ -27,7 +27,9 @@ size_t cuda_select_workspace(const msa_context *ctx, const msa_select_args *args
     /* Plans ignore data pointers, which may not be aligned when they come. */
     size_t generic = cuda_select_generic_workspace(args);
     size_t prefill = cuda_select_prefill_workspace(ctx, args);
-    return generic > prefill ? generic : prefill;
+    size_t decode = cuda_select_decode_workspace(ctx, args);
+    size_t hopper = decode > prefill ? decode : prefill;
+    return generic > hopper ? generic : hopper;
 }
 
 msa_status cuda_select(msa_context *ctx, const msa_select_args *args, void *workspace)
@@ -37,6 +39,8 @@ msa_status cuda_select(msa_context *ctx, const msa_select_args *args, void *work
     MSA_CUDA_TRY("select", cudaSetDevice(cuda_state(ctx)->device));
     if (!hopper_can(args)) {
         MSA_TRY(cuda_select_generic(ctx, args, workspace));
+    } else if (!args->block_scores.data && cuda_select_decode_fits(ctx, args)) {
+        MSA_TRY(cuda_select_decode(ctx, args, workspace));
     } else {
         if (args->block_scores.data) {
             fill_scores_kernel<<<(unsigned)n_rows, FILL_THREADS, 0, cuda_stream(ctx)>>>(

@@ -1,8 +1,8 @@
 /* The paths of the select operator, and what its kernels share: which query rows lie in which
  * sequence, where they stand, which blocks are forced.
  *
- * cuda_select.cu chooses. The two Hopper kernels divide a batch by sequence, on the device: the
- * host knows T and B, but not how many tokens a sequence has.
+ * cuda_select.cu chooses. Both Hopper paths are right for any batch; the host knows T and B, but not
+ * how many tokens a sequence has.
  */
 #ifndef MSA_CUDA_SELECT_H
 #define MSA_CUDA_SELECT_H
@@ -10,17 +10,14 @@
 #include "backend/cuda/cuda_device.h"
 #include "backend/cuda/kv.cuh"
 
-/* Sequences with at most this many query tokens belong to the decode kernel, longer ones to the
- * prefill kernel; each leaves the rows of the other's sequences alone. */
-enum { SELECT_DECODE_TOKENS = 16 };
-
 /* Any shape, dtype and layout: block scores to memory, piece by piece, then block_topk. */
 size_t cuda_select_generic_workspace(const msa_select_args *args);
 msa_status cuda_select_generic(msa_context *ctx, const msa_select_args *args, void *workspace);
 
-/* Hopper: bf16 queries, pages of 128 (cuda_select.cu says exactly when). Both write the rows of
- * their sequences, and their block_scores up to the local block; the entry has put -inf everywhere.
- */
+/* Hopper: bf16 queries, pages of 128 (cuda_select.cu says exactly when). Prefill writes block_scores
+ * too, up to the local block; the entry has put -inf everywhere. Decode fits few tokens a sequence and
+ * has no block_scores. */
+int cuda_select_decode_fits(const msa_context *ctx, const msa_select_args *args);
 size_t cuda_select_decode_workspace(const msa_context *ctx, const msa_select_args *args);
 msa_status cuda_select_decode(msa_context *ctx, const msa_select_args *args, void *workspace);
 size_t cuda_select_prefill_workspace(const msa_context *ctx, const msa_select_args *args);

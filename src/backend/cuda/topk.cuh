@@ -60,6 +60,16 @@ template <int N> __device__ __forceinline__ void sort_keys(u64 (&x)[N], int lane
                 }
             }
 }
+// A bitonic sequence, one key per lane, becomes descending.
+__device__ __forceinline__ u64 bitonic32(u64 x, int lane)
+{
+#pragma unroll
+    for (int j = 16; j > 0; j /= 2) {
+        u64 y = __shfl_xor_sync(~0u, x, j);
+        x = ((lane & j) == 0 ? y > x : y < x) ? y : x;
+    }
+    return x;
+}
 // Each half warp holds a list of 16, descending; y comes reversed (lane i holds entry 15 - i).
 // Returns the best 16 of both, descending.
 __device__ __forceinline__ u64 merge16(u64 x, u64 y_reversed, int lane)

@@ -1,0 +1,149 @@
+/* How select divides the index keys of a decode batch among CTAs, computed on the device.
+ *
+ * An item is (sequence, tile of its query tokens): the pages that the tile's rows have to rank.
+ * Items lie one behind the other in sequence order, and CTA c scores pages c * share .. (c+1) *
+ * share - 1 of that line, whatever sequences they belong to. Where a CTA meets an item it leaves
+ * one list of candidates per column of the tile. A CTA's items and an item's CTAs are both
+ * contiguous, so c + item is a different slot for every meeting and n_ctas + n_items slots are
+ * enough.
+ */
+#ifndef MSA_CUDA_SELECT_DECODE_CUH
+#define MSA_CUDA_SELECT_DECODE_CUH
+
+#include "backend/cuda/cuda_device.h"
+#include "backend/cuda/topk.cuh"
+
+enum { DECODE_BLOCK = 128 }; /* Bk of these kernels */
+
+typedef struct decode_select {
+    const uint32_t *q;        /* pairs of bf16 */
+    int64_t q_token, q_group; /* strides in pairs */
+    const int32_t *cu_q, *cu_k, *kv_lens, *page_table;
+    int64_t table_stride;
+    int n_seqs, n_groups;
+    int topk, n_init, n_local;
+    int n_ctas;      /* of the scan */
+    int columns;     /* of a tile: column = token of the tile * n_groups + group */
+    int tile_tokens; /* columns / n_groups */
+    float key_scale;
+    u64 *candidates; /* [n_ctas + n_items][columns][list] */
+    int32_t *blocks;
+    int64_t blocks_token, blocks_group;
+} decode_select;
+
+/* Inputs that an earlier kernel may just have written: read past the L1. */
+__device__ __forceinline__ int load_i32(const int32_t *p)
+{
+    return __ldcg(p);
+}
+
+struct DecodeSequence {
+    int n_tokens, first_token; /* query tokens, and where they start in the batch */
+    int length;                /* S */
+    int n_tiles, n_pages;      /* items, and pages each of them has to rank */
+};
+
+__device__ __forceinline__ DecodeSequence load_sequence(const decode_select &p, int seq)
+{
+    DecodeSequence s = {0, 0, 0, 0, 0};
+    if (seq >= p.n_seqs) return s;
+    s.first_token = load_i32(p.cu_q + seq);
+    s.n_tokens = max(0, load_i32(p.cu_q + seq + 1) - s.first_token);
+    s.length =
+        p.kv_lens ? load_i32(p.kv_lens + seq) : load_i32(p.cu_k + seq + 1) - load_i32(p.cu_k + seq);
+    s.n_tiles = (s.n_tokens + p.tile_tokens - 1) / p.tile_tokens;
+    int n_visible = s.length > 0 ? (s.length - 1) / DECODE_BLOCK + 1 : 0; /* (M3) */
+    if (n_visible > p.topk) s.n_pages = n_visible - p.n_local - p.n_init; /* others keep all */
+    return s;
+}
+
+/* 32 neighbouring sequences, one per lane of a warp, and what lies before them on the line. */
+struct DecodeChunk {
+    int base;
+    DecodeSequence mine;
+    unsigned first, end; /* this lane's pages on the line */
+    int first_item;
+    unsigned pages_end; /* behind the last lane */
+    int items_end;
+};
+
+__device__ __forceinline__ DecodeChunk load_chunk(const decode_select &p, int base,
+                                                  unsigned pages_before, int items_before, int lane)
+{
+    DecodeChunk c;
+    c.base = base;
+    c.mine = load_sequence(p, base + lane);
+    unsigned n_pages = (unsigned)c.mine.n_tiles * c.mine.n_pages, pages = n_pages;
+    int items = c.mine.n_tiles;
+#pragma unroll
+    for (int j = 1; j < 32; j *= 2) {
+        unsigned x = __shfl_up_sync(~0u, pages, j);
+        int y = __shfl_up_sync(~0u, items, j);
+        if (lane >= j) pages += x, items += y;
+    }
+    c.end = pages_before + pages;
+    c.first = c.end - n_pages;
+    c.first_item = items_before + items - c.mine.n_tiles;
+    c.pages_end = __shfl_sync(~0u, c.end, 31);
+    c.items_end = __shfl_sync(~0u, items_before + items, 31);
+    return c;
+}
+
+/* Pages of a CTA; 1 where there is nothing to rank. Returns the first chunk. */
+__device__ __forceinline__ DecodeChunk load_line(const decode_select &p, int lane, unsigned *share,
+                                                 unsigned *n_pages)
+{
+    DecodeChunk c = load_chunk(p, 0, 0, 0, lane);
+    unsigned end = c.pages_end;
+    for (int base = 32; base < p.n_seqs; base += 32) {
+        DecodeSequence s = load_sequence(p, base + lane);
+        end += __reduce_add_sync(~0u, (unsigned)s.n_tiles * s.n_pages);
+    }
+    *n_pages = end;
+    *share = max(1u, (end + p.n_ctas - 1) / p.n_ctas);
+    return c;
+}
+
+/* Candidates that a CTA leaves per column of an item. */
+__device__ __forceinline__ int list_length(const decode_select &p, unsigned share)
+{
+    return (int)min((unsigned)p.topk, share);
+}
+
+/* Pages of one item that one CTA scores. */
+struct DecodeSegment {
+    int seq, item;
+    int first_token; /* of the tile, in the batch */
+    int n_tokens;    /* of the tile */
+    int position;    /* of the tile's first token */
+    int block;       /* first one */
+    int n_pages;     /* 0: the end of the line */
+};
+
+/* The segment at `at` of the line; moves `at` behind it and `c` to its chunk. */
+__device__ __forceinline__ DecodeSegment next_segment(const decode_select &p, DecodeChunk &c,
+                                                      unsigned &at, unsigned end, int lane)
+{
+    DecodeSegment s = {0, 0, 0, 0, 0, 0, 0};
+    if (at >= end) return s;
+    while (at >= c.pages_end) {
+        if (c.base + 32 >= p.n_seqs) return s;
+        c = load_chunk(p, c.base + 32, c.pages_end, c.items_end, lane);
+    }
+    int from = __ffs(__ballot_sync(~0u, c.first <= at && at < c.end)) - 1;
+    unsigned inside = at - __shfl_sync(~0u, c.first, from);
+    int n_pages = __shfl_sync(~0u, c.mine.n_pages, from);
+    int tile = inside / n_pages, page = inside - tile * n_pages;
+    int token = tile * p.tile_tokens, n_tokens = __shfl_sync(~0u, c.mine.n_tokens, from);
+    s.seq = c.base + from;
+    s.item = __shfl_sync(~0u, c.first_item, from) + tile;
+    s.first_token = __shfl_sync(~0u, c.mine.first_token, from) + token;
+    s.n_tokens = min(p.tile_tokens, n_tokens - token);
+    s.position = __shfl_sync(~0u, c.mine.length, from) - n_tokens + token; /* (M2) */
+    s.block = p.n_init + page;
+    s.n_pages = (int)min((unsigned)(n_pages - page), end - at);
+    at += s.n_pages;
+    return s;
+}
+
+#endif
