@@ -333,28 +333,6 @@ __device__ __forceinline__ void wgmma_m64n8k16_rs(float (&d)[4], const uint32_t 
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
 }
-#define ACC32                                                                                      \
-    "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,"      \
-    "%24,%25,%26,%27,%28,%29,%30,%31}"
-#define ACC32_OPERANDS(d) ACC8(d, 0), ACC8(d, 8), ACC8(d, 16), ACC8(d, 24)
-__device__ __forceinline__ void wgmma_m64n64k16_ss(float (&d)[32], uint64_t a, uint64_t b,
-                                                   int accumulate)
-{
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " ACC32
-                 ", %32, %33, p, 1, 1, 0, 0;\n}"
-                 : ACC32_OPERANDS(d)
-                 : "l"(a), "l"(b), "r"(accumulate));
-}
-__device__ __forceinline__ void wgmma_m64n64k16_rs(float (&d)[32], const uint32_t (&a)[4],
-                                                   uint64_t b, int accumulate)
-{
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " ACC32
-                 ", {%32,%33,%34,%35}, %36, p, 1, 1, 0;\n}"
-                 : ACC32_OPERANDS(d)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
-}
 
 // ---- mma.sync and its loads ---------------------------------------------------------------------
 

@@ -148,7 +148,7 @@ __device__ __forceinline__ void multiply_rs(float (&d)[N], const uint32_t (&a)[4
     if constexpr (N == 4) {
         wgmma_m64n8k16_rs(d, a, b, accumulate);
     } else {
-        wgmma_m64n64k16_rs(d, a, b, accumulate);
+        wgmma_m64n64k16_rs<0>(d, a[0], a[1], a[2], a[3], b, accumulate);
     }
 }
 
