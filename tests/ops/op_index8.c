@@ -240,6 +240,45 @@ static void test_few_blocks_stay_open(void **state)
     problem_free(p);
 }
 
+/* Chunks long enough for the device's eight-bit kernels: many tokens, more than 1,024 blocks. */
+static void test_long_chunks_on_a_device(void **state)
+{
+    (void)state;
+    if (!test_backend()) skip(); /* the reference would take minutes */
+    problem_spec spec = {.name = "long chunks",
+                         .n_seqs = 2,
+                         .n_lens = 2,
+                         .q_lens = {5900, 777},
+                         .kv_lens = {135000, 20000},
+                         .n_q_heads = 4,
+                         .n_kv_heads = 4,
+                         .head_dim = 16,
+                         .index_dim = 128,
+                         .block_size = 128,
+                         .topk = 16,
+                         .n_local = 1,
+                         .q_dtype = MSA_DTYPE_BF16,
+                         .cache_dtype = MSA_DTYPE_BF16,
+                         .paged = 1};
+    for (int n = 0; n < 3; n++) { /* plain; forced blocks and special pages; ties */
+        spec.topk = n == 1 ? 11 : 16;
+        spec.n_init = n == 1;
+        spec.n_local = 1 + (n == 1);
+        spec.fill = n == 2 ? FILL_TIES : FILL_NORMAL;
+        problem *p = problem_create(&spec, 11 + (uint64_t)n);
+        for (int64_t j = 0; n == 1 && j < p->n_keys * spec.index_dim; j++) {
+            int64_t block = j / spec.index_dim / spec.block_size;
+            if (block % 97 == 0) {
+                p->k_index[j] =
+                    special((uint32_t)(block / 97 % 8), p->k_index[j], j % spec.index_dim);
+            }
+        }
+        if (n == 1) problem_store(p);
+        check_problem(p);
+        problem_free(p);
+    }
+}
+
 /* Pages that did not become full with the new tokens are left alone. */
 static void test_only_filled_pages_are_written(void **state)
 {
@@ -446,6 +485,7 @@ int main(void)
         cmocka_unit_test(test_every_case),
         cmocka_unit_test(test_special_numbers),
         cmocka_unit_test(test_few_blocks_stay_open),
+        cmocka_unit_test(test_long_chunks_on_a_device),
         cmocka_unit_test(test_only_filled_pages_are_written),
         cmocka_unit_test(test_random_histories_stay_quantized),
         cmocka_unit_test(test_wrong_arguments_are_named),

@@ -1,5 +1,6 @@
 /* select: which path runs, (M5)-(M10). */
 #include "backend/cuda/select.h"
+#include "backend/cuda/select8.h"
 
 enum { FILL_THREADS = 256 };
 
@@ -22,14 +23,45 @@ static int hopper_can(const msa_select_args *args)
            (uintptr_t)q->data % 4 == 0 && cuda_can_map(k) && k->shape[0] > 0;
 }
 
+/* n_rescored where no eight-bit scan ran: every block that competes. */
+__global__ void __launch_bounds__(FILL_THREADS)
+    count_competing_kernel(const __grid_constant__ msa_select_args args)
+{
+    int64_t row = blockIdx.x * (int64_t)FILL_THREADS + threadIdx.x,
+            n_groups = args.q_index.shape[1];
+    if (row >= args.q_index.shape[0] * n_groups) return;
+    int64_t token = row / n_groups, group = row % n_groups;
+    int seq = find_sequence(args.cu_seqlens_q, args.kv.n_seqs, token);
+    int n_visible = select_n_visible(args, select_position(args, seq, token));
+    int n_forced = args.n_init + args.n_local;
+    ((int32_t *)args.n_rescored
+         .data)[token * args.n_rescored.stride[0] + group * args.n_rescored.stride[1]] =
+        args.topk > n_forced ? max(0, n_visible - n_forced) : 0;
+}
+
+typedef enum select_path { GENERIC, PREFILL, DECODE, PREFILL8 } select_path;
+
+static select_path choose_path(const msa_context *ctx, const msa_select_args *args)
+{
+    if (!hopper_can(args)) return GENERIC;
+    if (!args->block_scores.data && cuda_select_decode_fits(ctx, args)) return DECODE;
+    if (args->index8.keys.n_dims && cuda_select8_prefill_fits(ctx, args)) return PREFILL8;
+    return PREFILL;
+}
+
+static size_t larger(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+/* Enough for every path: plans ignore data pointers, which may not be aligned when they come. */
 size_t cuda_select_workspace(const msa_context *ctx, const msa_select_args *args)
 {
-    /* Plans ignore data pointers, which may not be aligned when they come. */
-    size_t generic = cuda_select_generic_workspace(args);
-    size_t prefill = cuda_select_prefill_workspace(ctx, args);
-    size_t decode = cuda_select_decode_workspace(ctx, args);
-    size_t hopper = decode > prefill ? decode : prefill;
-    return generic > hopper ? generic : hopper;
+    size_t bytes = cuda_select_generic_workspace(args);
+    bytes = larger(bytes, cuda_select_prefill_workspace(ctx, args));
+    bytes = larger(bytes, cuda_select_decode_workspace(ctx, args));
+    if (!args->index8.keys.n_dims) return bytes;
+    return larger(bytes, cuda_select8_prefill_workspace(ctx, args));
 }
 
 msa_status cuda_select(msa_context *ctx, const msa_select_args *args, void *workspace)
@@ -37,16 +69,28 @@ msa_status cuda_select(msa_context *ctx, const msa_select_args *args, void *work
     int64_t n_rows = args->q_index.shape[0] * args->q_index.shape[1];
     if (n_rows == 0) return MSA_OK;
     MSA_CUDA_TRY("select", cudaSetDevice(cuda_state(ctx)->device));
-    if (!hopper_can(args)) {
+    select_path path = choose_path(ctx, args);
+    if (args->n_rescored.data && path != PREFILL8) {
+        count_competing_kernel<<<(unsigned)((n_rows + FILL_THREADS - 1) / FILL_THREADS),
+                                 FILL_THREADS, 0, cuda_stream(ctx)>>>(*args);
+    }
+    if (args->block_scores.data && path == PREFILL) {
+        fill_scores_kernel<<<(unsigned)n_rows, FILL_THREADS, 0, cuda_stream(ctx)>>>(
+            args->block_scores);
+    }
+    switch (path) {
+    case GENERIC:
         MSA_TRY(cuda_select_generic(ctx, args, workspace));
-    } else if (!args->block_scores.data && cuda_select_decode_fits(ctx, args)) {
-        MSA_TRY(cuda_select_decode(ctx, args, workspace));
-    } else {
-        if (args->block_scores.data) {
-            fill_scores_kernel<<<(unsigned)n_rows, FILL_THREADS, 0, cuda_stream(ctx)>>>(
-                args->block_scores);
-        }
+        break;
+    case PREFILL:
         MSA_TRY(cuda_select_prefill(ctx, args, workspace));
+        break;
+    case DECODE:
+        MSA_TRY(cuda_select_decode(ctx, args, workspace));
+        break;
+    case PREFILL8:
+        MSA_TRY(cuda_select8_prefill(ctx, args, workspace));
+        break;
     }
     return args->index_lse.data ? cuda_select_lse(ctx, args) : MSA_OK;
 }

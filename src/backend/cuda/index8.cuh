@@ -32,6 +32,18 @@ __device__ __forceinline__ float warp_sum(float x)
     return x;
 }
 
+// Over the four lanes that share a row of a matrix operand.
+__device__ __forceinline__ float quad_maximum(float x)
+{
+    x = maximum_or_nan(x, __shfl_xor_sync(~0u, x, 1));
+    return maximum_or_nan(x, __shfl_xor_sync(~0u, x, 2));
+}
+__device__ __forceinline__ float quad_sum(float x)
+{
+    x += __shfl_xor_sync(~0u, x, 1);
+    return x + __shfl_xor_sync(~0u, x, 2);
+}
+
 // Number i of a lane: f32, bf16 or fp8.
 __device__ __forceinline__ float load_number(const void *data, msa_dtype dtype, int64_t i)
 {
@@ -52,6 +64,15 @@ __device__ __forceinline__ int index8_round(float x, float scale)
 __device__ __forceinline__ float index8_norm_bound(float norm)
 {
     return fmaxf(norm, INDEX8_MIN_NORM) * INDEX8_INFLATE;
+}
+// (Q4) as E = of_error * e_g + of_norm * n_g, from |q'| and |q' - a m|.
+__device__ __forceinline__ void index8_query_bound(bool finite, float norm, float error, int dim,
+                                                   float *of_error, float *of_norm)
+{
+    float rounding = INDEX8_ROUNDING * (float)dim;
+    norm = index8_norm_bound(norm);
+    *of_error = finite ? norm * (1 + rounding) * INDEX8_INFLATE : INFINITY;
+    *of_norm = finite ? (error + rounding * norm) * INDEX8_INFLATE : INFINITY;
 }
 
 #endif

@@ -120,6 +120,19 @@ __device__ __forceinline__ void bulk_wait()
 {
     asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
 }
+// 16 bytes by one thread, in groups that complete in order.
+__device__ __forceinline__ void copy_async_16(uint32_t dst, const void *src)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(dst), "l"(src) : "memory");
+}
+__device__ __forceinline__ void copy_async_commit()
+{
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+template <int N> __device__ __forceinline__ void copy_async_wait()
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
 // Ordinary shared-memory writes become visible to the copy engine and to wgmma.
 __device__ __forceinline__ void fence_proxy_async()
 {
@@ -225,6 +238,11 @@ template <int N> __device__ __forceinline__ void pin(float (&d)[N])
 {
 #pragma unroll
     for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
+}
+template <int N> __device__ __forceinline__ void pin(int (&d)[N])
+{
+#pragma unroll
+    for (int i = 0; i < N; i++) asm volatile("" : "+r"(d[i])::"memory");
 }
 
 template <int N> __device__ __forceinline__ void pin(uint32_t (&d)[N])
@@ -332,6 +350,32 @@ __device__ __forceinline__ void wgmma_m64n8k16_rs(float (&d)[4], const uint32_t 
                  "{%4,%5,%6,%7}, %8, p, 1, 1, 0;\n}"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
+}
+
+// Whole numbers of eight bits, exact sums: A in registers or in shared memory, both K-major.
+#define ACC8_INT(d, i)                                                                             \
+    "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3]), "+r"(d[i + 4]), "+r"(d[i + 5]),    \
+        "+r"(d[i + 6]), "+r"(d[i + 7])
+#define ACC64_INT_OPERANDS(d)                                                                      \
+    ACC8_INT(d, 0), ACC8_INT(d, 8), ACC8_INT(d, 16), ACC8_INT(d, 24), ACC8_INT(d, 32),             \
+        ACC8_INT(d, 40), ACC8_INT(d, 48), ACC8_INT(d, 56)
+__device__ __forceinline__ void wgmma_m64n128k32_s8_rs(int (&d)[64], uint32_t a0, uint32_t a1,
+                                                       uint32_t a2, uint32_t a3, uint64_t b,
+                                                       int accumulate)
+{
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 " ACC64
+                 ", {%64,%65,%66,%67}, %68, p;\n}"
+                 : ACC64_INT_OPERANDS(d)
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(accumulate));
+}
+__device__ __forceinline__ void wgmma_m64n8k32_s8_ss(int (&d)[4], uint64_t a, uint64_t b,
+                                                     int accumulate)
+{
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %6, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n8k32.s32.s8.s8 {%0,%1,%2,%3}, %4, %5, p;\n}"
+                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+                 : "l"(a), "l"(b), "r"(accumulate));
 }
 
 // ---- mma.sync and its loads ---------------------------------------------------------------------

@@ -22,6 +22,9 @@ size_t cuda_select_decode_workspace(const msa_context *ctx, const msa_select_arg
 msa_status cuda_select_decode(msa_context *ctx, const msa_select_args *args, void *workspace);
 size_t cuda_select_prefill_workspace(const msa_context *ctx, const msa_select_args *args);
 msa_status cuda_select_prefill(msa_context *ctx, const msa_select_args *args, void *workspace);
+/* Only the tiles of 256 rows that are marked; K - |F| <= 16. */
+msa_status cuda_select_prefill_tiles(msa_context *ctx, const msa_select_args *args,
+                                     const int *only);
 
 /* index_lse from the finished rows of any path, (M14). */
 msa_status cuda_select_lse(msa_context *ctx, const msa_select_args *args);

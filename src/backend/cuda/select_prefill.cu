@@ -103,21 +103,37 @@ static msa_status launch(cudaStream_t stream, const CUtensorMap &map, const pref
     return launch_prefill<prefill_config<64, ROW_TILES, 1>>(stream, map, p);
 }
 
-msa_status cuda_select_prefill(msa_context *ctx, const msa_select_args *args, void *workspace)
+static msa_status score_tiles(msa_context *ctx, const prefill_params &p)
 {
     CUtensorMap map;
+    MSA_TRY(map_keys(ctx, &p.args, &map));
+    cudaStream_t stream = cuda_stream(ctx);
+    return tile_rows(&p.args) == 256 ? launch<2>(stream, map, p) : launch<1>(stream, map, p);
+}
+
+msa_status cuda_select_prefill(msa_context *ctx, const msa_select_args *args, void *workspace)
+{
     prefill_params p = {};
     p.args = *args;
     p.min_tokens = 1;
     p.n_tiles = (int)max_tiles(args, p.min_tokens);
     p.n_shares = choose_shares(args, cuda_state(ctx)->n_sms);
     p.partial = (u64 *)workspace;
-    MSA_TRY(map_keys(ctx, args, &map));
-    cudaStream_t stream = cuda_stream(ctx);
-    MSA_TRY(tile_rows(args) == 256 ? launch<2>(stream, map, p) : launch<1>(stream, map, p));
+    MSA_TRY(score_tiles(ctx, p));
     if (p.n_shares == 1) return MSA_OK;
     int64_t n_rows = args->q_index.shape[0] * args->q_index.shape[1];
     merge_shares_kernel<<<(unsigned)((n_rows + MERGE_WARPS - 1) / MERGE_WARPS), MERGE_WARPS * 32, 0,
-                          stream>>>(p);
+                          cuda_stream(ctx)>>>(p);
     return cuda_launched("select");
+}
+
+msa_status cuda_select_prefill_tiles(msa_context *ctx, const msa_select_args *args, const int *only)
+{
+    prefill_params p = {};
+    p.args = *args;
+    p.min_tokens = 1;
+    p.n_tiles = (int)max_tiles(args, 1);
+    p.n_shares = 1;
+    p.only = only;
+    return score_tiles(ctx, p);
 }

@@ -55,6 +55,7 @@ struct prefill_params {
     int n_tiles; /* upper bound; a CTA is tile blockIdx.x % n_tiles of share blockIdx.x / n_tiles */
     int n_shares; /* of a tile's blocks */
     u64 *partial; /* [n_shares][T * Hkv][n_learned] when there are several */
+    const int *only; /* not NULL: the tiles with a non-zero entry, the others stay as they are */
 };
 
 /* Tile `x` of the batch: every warp scans the sequences, 32 at a time. False: there is none. */
@@ -494,6 +495,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
     prefill_smem<C> &sm = *(prefill_smem<C> *)(((uintptr_t)raw_smem + 1023) & ~(uintptr_t)1023);
     int warpgroup = threadIdx.x / 128, share = blockIdx.x / p.n_tiles;
     prefill_tile tile;
+    if (p.only && !p.only[blockIdx.x]) return;
     if (!find_tile<C>(p, blockIdx.x % p.n_tiles, tile)) return;
     share_blocks<C>(p, tile, share);
     if (threadIdx.x == 0) {

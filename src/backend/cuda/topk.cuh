@@ -39,6 +39,19 @@ __device__ __forceinline__ u64 sort32(u64 x, int lane)
         }
     return x;
 }
+// The same for one number per lane; no NaN.
+__device__ __forceinline__ float sort32_f32(float x, int lane)
+{
+#pragma unroll
+    for (int k = 2; k <= 32; k *= 2)
+#pragma unroll
+        for (int j = k / 2; j > 0; j /= 2) {
+            float y = __shfl_xor_sync(~0u, x, j);
+            bool descending = (lane & k) == 0, lower = (lane & j) == 0;
+            x = descending == lower ? fmaxf(x, y) : fminf(x, y);
+        }
+    return x;
+}
 // The same for 32 N keys: key j * 32 + lane is x[j] of a lane.
 template <int N> __device__ __forceinline__ void sort_keys(u64 (&x)[N], int lane)
 {
