@@ -63,14 +63,17 @@ static msa_status multiply_plain(msa_context *ctx, const msa_linear_args *args)
 static msa_status multiply_fast(msa_context *ctx, const msa_linear_args *args)
 {
     cuda_product product = {};
-    MSA_TRY(cuda_product_x(ctx, "linear", &args->x, &product.x_map));
+    int64_t n_tokens = args->x.shape[0];
+    product.width = cuda_product_width(n_tokens, args->x.shape[1], args->out.shape[1]);
+    MSA_TRY(cuda_product_x(ctx, "linear", &args->x, product.width, &product.x_map));
     MSA_TRY(cuda_product_weights_of(ctx, "linear", &args->weight, &product.single));
     product.n_groups = 1;
-    product.n_rows = (int32_t)args->x.shape[0];
+    product.n_rows = (int32_t)n_tokens;
+    product.max_in = (int32_t)args->x.shape[1];
     product.n_features = (int32_t)args->out.shape[1];
     product.out = cuda_view_of(&args->out);
     product.accumulate = args->accumulate;
-    return cuda_multiply(ctx, "linear", &product, product.single.is_f8, 0);
+    return cuda_multiply(ctx, "linear", &product, product.single.is_f8, 0, 1);
 }
 
 size_t cuda_linear_workspace(const msa_context *ctx, const msa_linear_args *args)

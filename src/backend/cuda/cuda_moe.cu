@@ -20,23 +20,7 @@
 #define PARTIAL_FLOATS ((int64_t)64 << 20)
 #define MIN_SLICE      1024
 
-/* Weights of one expert for the tensor cores. */
-typedef struct {
-    cuda_product_weights pair, down;
-} fast_mlp;
-
 /* ---- kernels ------------------------------------------------------------------------------ */
-
-#define WORDS 4000 /* of a launch; kernel parameters hold 32,764 bytes */
-typedef struct {
-    uint64_t word[WORDS];
-} parameter_words;
-
-__global__ void moe_table_kernel(const __grid_constant__ parameter_words words, int32_t n,
-                                 uint64_t *table)
-{
-    for (int32_t i = threadIdx.x; i < n; i += blockDim.x) table[i] = words.word[i];
-}
 
 /* Rows of x (n bytes each, a multiple of 16) in the order of the route. */
 __global__ void __launch_bounds__(256)
@@ -99,7 +83,7 @@ static int64_t widest_hidden(const msa_moe_args *args)
 typedef struct {
     int64_t max_tokens, max_rows; /* of a piece */
     int64_t slice, x_stride, hidden_stride;
-    unsigned char *table; /* cuda_mlp or fast_mlp, aligned to 128 */
+    unsigned char *table; /* of put_table, aligned to 128 */
     int32_t *start, *token, *row_of;
     void *x, *hidden;
     float *partial;
@@ -121,7 +105,8 @@ static size_t layout_of(moe_layout *layout, const msa_moe_args *args, void *work
         layout->slice = PARTIAL_FLOATS / layout->max_rows / 128 * 128;
         if (layout->slice < MIN_SLICE) layout->slice = MIN_SLICE;
     }
-    layout->table = (unsigned char *)msa__arena_take(&arena, args->n_experts + 2, sizeof(fast_mlp));
+    layout->table = (unsigned char *)msa__arena_take(&arena, 2 * (int64_t)args->n_experts + 3,
+                                                     sizeof(cuda_product_weights));
     layout->table += (128 - (uintptr_t)layout->table % 128) % 128;
     layout->start = (int32_t *)msa__arena_take(&arena, args->n_experts + 2, sizeof(int32_t));
     layout->token = (int32_t *)msa__arena_take(&arena, layout->max_rows, sizeof(int32_t));
@@ -170,50 +155,34 @@ static int is_fast(const msa_moe_args *args, int *is_f8)
     return 1;
 }
 
-static void put_words(parameter_words *words, size_t bytes, unsigned char *to, cudaStream_t stream)
+/* Fills `words` with the table, sending full ones; the last ones stay, to go with the first piece.
+ */
+static msa_status put_table(msa_context *ctx, const msa_moe_args *args, int fast,
+                            unsigned char *table, moe_words *words)
 {
-    moe_table_kernel<<<1, 512, 0, stream>>>(*words, (int32_t)(bytes / 8), (uint64_t *)to);
-}
-
-static void put_plain_table(const msa_moe_args *args, unsigned char *table, cudaStream_t stream)
-{
-    const int64_t room = WORDS * 8 / (int64_t)sizeof(cuda_mlp);
-    parameter_words words;
-    for (int64_t first = 0; first < n_mlps(args); first += room) {
-        int64_t n = n_mlps(args) - first < room ? n_mlps(args) - first : room;
-        for (int64_t i = 0; i < n; i++) {
-            const msa_mlp_weights *from = mlp_at(args, first + i);
-            cuda_mlp mlp = {cuda_weight_of(&from->gate), cuda_weight_of(&from->up),
-                            cuda_weight_of(&from->down)};
-            memcpy((char *)&words + i * (int64_t)sizeof(mlp), &mlp, sizeof(mlp));
+    size_t entry_bytes = fast ? sizeof(cuda_product_weights) : sizeof(cuda_mlp);
+    int64_t n = n_mlps(args), n_entries = fast ? 2 * n : n; /* fast: all pairs, then all downs */
+    words->n = 0;
+    words->to = (uint64_t *)table;
+    for (int64_t i = 0; i < n_entries; i++) {
+        const msa_mlp_weights *mlp = mlp_at(args, i % n);
+        if (words->n + entry_bytes / 8 > MOE_WORDS) {
+            cuda_moe_sort(words, NULL, cuda_stream(ctx));
+            words->to += words->n;
+            words->n = 0;
         }
-        put_words(&words, (size_t)n * sizeof(cuda_mlp), table + first * (int64_t)sizeof(cuda_mlp),
-                  stream);
-    }
-}
-
-/* First the pairs of all experts, then their downs. */
-static msa_status put_fast_table(msa_context *ctx, const msa_moe_args *args, unsigned char *table)
-{
-    const int64_t room = WORDS * 8 / (int64_t)sizeof(cuda_product_weights);
-    int64_t n_entries = 2 * n_mlps(args);
-    parameter_words words;
-    for (int64_t first = 0; first < n_entries; first += room) {
-        int64_t n = n_entries - first < room ? n_entries - first : room;
-        for (int64_t i = 0; i < n; i++) {
+        if (!fast) {
+            cuda_mlp entry = {cuda_weight_of(&mlp->gate), cuda_weight_of(&mlp->up),
+                              cuda_weight_of(&mlp->down)};
+            memcpy(&words->word[words->n], &entry, sizeof(entry));
+        } else {
             cuda_product_weights entry;
-            int64_t e = (first + i) % n_mlps(args);
-            const msa_mlp_weights *mlp = mlp_at(args, e);
             memset(&entry, 0, sizeof(entry));
-            if (first + i < n_mlps(args)) {
-                MSA_TRY(cuda_product_pair_of(ctx, "moe", &mlp->gate, &mlp->up, &entry));
-            } else {
-                MSA_TRY(cuda_product_weights_of(ctx, "moe", &mlp->down, &entry));
-            }
-            memcpy((char *)&words + i * (int64_t)sizeof(entry), &entry, sizeof(entry));
+            MSA_TRY(i < n ? cuda_product_pair_of(ctx, "moe", &mlp->gate, &mlp->up, &entry)
+                          : cuda_product_weights_of(ctx, "moe", &mlp->down, &entry));
+            memcpy(&words->word[words->n], &entry, sizeof(entry));
         }
-        put_words(&words, (size_t)n * sizeof(cuda_product_weights),
-                  table + first * (int64_t)sizeof(cuda_product_weights), cuda_stream(ctx));
+        words->n += (uint32_t)(entry_bytes / 8);
     }
     return MSA_OK;
 }
@@ -224,8 +193,20 @@ typedef struct {
     const moe_layout *layout;
     int is_fast, is_f8, wide_out;
     int64_t n_mlps;
+    moe_words words; /* of the table, still to be copied */
     cuda_product hidden, down;
 } moe_run;
+
+/* One width for both products. Rows of an expert beyond it take further tiles. */
+static int32_t width_of(const moe_piece *piece)
+{
+    const moe_route *route = &piece->route;
+    int64_t pairs = (int64_t)route->n_tokens * route->topk;
+    int64_t usual = route->topk ? 2 * pairs / route->n_experts : route->n_tokens;
+    int64_t rows = route->n_tokens <= CUDA_NARROWEST ? route->n_tokens : usual;
+    int64_t longest = piece->n_in > piece->n_hidden ? piece->n_in : piece->n_hidden;
+    return cuda_product_width(rows, longest, route->topk ? INT32_MAX : piece->n_hidden);
+}
 
 static msa_status prepare_fast(msa_context *ctx, const moe_piece *piece, moe_run *run)
 {
@@ -238,18 +219,36 @@ static msa_status prepare_fast(msa_context *ctx, const moe_piece *piece, moe_run
     hidden.stride[0] = layout->hidden_stride;
     cuda_product *gated = &run->hidden, *down = &run->down;
     memset(gated, 0, sizeof(*gated));
-    MSA_TRY(cuda_product_x(ctx, "moe", &x, &gated->x_map));
+    gated->width = width_of(piece);
+    if (piece->route.n_tokens <= gated->width && gated->width == CUDA_NARROWEST) {
+        /* A tile of rows is as wide as all tokens: it multiplies them all and keeps its own. */
+        x.data = piece->x.data;
+        x.shape[0] = piece->route.n_tokens;
+        x.stride[0] = piece->x.stride[0];
+        gated->column = piece->route.token;
+    }
+    MSA_TRY(cuda_product_x(ctx, "moe", &x, gated->width, &gated->x_map));
     gated->table = table;
     gated->start = piece->route.start;
     gated->n_groups = piece->route.n_experts + piece->route.has_shared;
+    gated->max_in = (int32_t)piece->n_in;
     gated->n_features = (int32_t)piece->n_hidden;
     gated->out = cuda_view_of(&hidden);
     gated->activation = piece->activation;
     *down = *gated;
-    MSA_TRY(cuda_product_x(ctx, "moe", &hidden, &down->x_map));
+    MSA_TRY(cuda_product_x(ctx, "moe", &hidden, down->width, &down->x_map));
+    down->column = NULL;
     down->table = table + run->n_mlps;
+    down->max_in = (int32_t)piece->n_hidden;
     down->out = cuda_view{layout->partial, {layout->slice, 0}, MSA_DTYPE_F32};
     return MSA_OK;
+}
+
+static int32_t max_tiles(const moe_piece *piece, int32_t width)
+{
+    const moe_route *route = &piece->route;
+    return (int32_t)moe_max_tiles(route->n_tokens, route->topk, route->n_experts, route->has_shared,
+                                  width);
 }
 
 static msa_status run_hidden(msa_context *ctx, const moe_piece *piece, moe_run *run)
@@ -261,10 +260,13 @@ static msa_status run_hidden(msa_context *ctx, const moe_piece *piece, moe_run *
         return MSA_OK;
     }
     MSA_TRY(prepare_fast(ctx, piece, run));
-    moe_gather_kernel<<<(unsigned)piece->n_rows, 256, 0, stream>>>(
-        piece->route, (const char *)piece->x.data, piece->x.stride[0] * 2, (char *)layout->x,
-        layout->x_stride * 2);
-    return cuda_multiply(ctx, "moe", &run->hidden, run->is_f8, 1);
+    if (!run->hidden.column) {
+        moe_gather_kernel<<<(unsigned)piece->n_rows, 256, 0, stream>>>(
+            piece->route, (const char *)piece->x.data, piece->x.stride[0] * 2, (char *)layout->x,
+            layout->x_stride * 2);
+    }
+    return cuda_multiply(ctx, "moe", &run->hidden, run->is_f8, 1,
+                         max_tiles(piece, run->hidden.width));
 }
 
 static msa_status run_down(msa_context *ctx, const moe_piece *piece, moe_run *run)
@@ -275,7 +277,7 @@ static msa_status run_down(msa_context *ctx, const moe_piece *piece, moe_run *ru
     }
     run->down.first_feature = (int32_t)piece->slice;
     run->down.n_features = (int32_t)piece->n_slice;
-    return cuda_multiply(ctx, "moe", &run->down, run->is_f8, 0);
+    return cuda_multiply(ctx, "moe", &run->down, run->is_f8, 0, max_tiles(piece, run->down.width));
 }
 
 static msa_status run_piece(msa_context *ctx, moe_piece *piece, moe_run *run)
@@ -283,7 +285,8 @@ static msa_status run_piece(msa_context *ctx, moe_piece *piece, moe_run *run)
     int64_t n_out = piece->n_in;
     unsigned n_tokens = (unsigned)piece->route.n_tokens;
     auto combine = run->wide_out ? moe_combine_kernel<8> : moe_combine_kernel<1>;
-    cuda_moe_route(&piece->route, cuda_stream(ctx));
+    cuda_moe_sort(&run->words, &piece->route, cuda_stream(ctx));
+    run->words.n = 0;
     MSA_TRY(run_hidden(ctx, piece, run));
     for (piece->slice = 0; piece->slice < n_out; piece->slice += run->layout->slice) {
         int64_t left = n_out - piece->slice;
@@ -311,11 +314,7 @@ msa_status cuda_moe(msa_context *ctx, const msa_moe_args *args, void *workspace)
     run.n_mlps = n_mlps(args);
     run.is_fast = is_fast(args, &run.is_f8);
     run.wide_out = cuda_is_wide(&args->out);
-    if (run.is_fast) {
-        MSA_TRY(put_fast_table(ctx, args, layout.table));
-    } else {
-        put_plain_table(args, layout.table, cuda_stream(ctx));
-    }
+    MSA_TRY(put_table(ctx, args, run.is_fast, layout.table, &run.words));
     int64_t topk = args->n_experts ? args->topk : 0;
     for (int64_t first = 0; first < args->x.shape[0]; first += layout.max_tokens) {
         int64_t left = args->x.shape[0] - first;

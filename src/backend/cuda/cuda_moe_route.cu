@@ -17,12 +17,12 @@ __device__ __forceinline__ int32_t block_sum(int32_t x, int32_t *scratch)
     return x;
 }
 
-/* Block e sorts out the rows of expert e: pairs of smaller ids lie before its own. Block E lists
- * the shared expert's rows. */
-__global__ void __launch_bounds__(ROUTE_THREADS) moe_route_kernel(moe_route route)
+/* Block `expert` sorts out the rows of expert e: pairs of smaller ids lie before its own. Block E
+ * lists the shared expert's rows. */
+__device__ __forceinline__ void sort_rows(const moe_route &route, int32_t expert)
 {
     __shared__ int32_t scratch[ROUTE_THREADS / 32];
-    int32_t expert = blockIdx.x, n_pairs = route.n_tokens * route.topk, before = 0;
+    int32_t n_pairs = route.n_tokens * route.topk, before = 0;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     for (int32_t i = threadIdx.x; i < n_pairs; i += ROUTE_THREADS) {
         before += route.ids[i] >= 0 && route.ids[i] < expert;
@@ -58,7 +58,21 @@ __global__ void __launch_bounds__(ROUTE_THREADS) moe_route_kernel(moe_route rout
     }
 }
 
-void cuda_moe_route(const moe_route *route, cudaStream_t stream)
+/* The last block copies, the others sort. */
+__global__ void __launch_bounds__(ROUTE_THREADS)
+    moe_sort_kernel(const __grid_constant__ moe_words words,
+                    const __grid_constant__ moe_route route)
 {
-    moe_route_kernel<<<(unsigned)route->n_experts + 1, ROUTE_THREADS, 0, stream>>>(*route);
+    if (blockIdx.x + 1 < gridDim.x) {
+        sort_rows(route, blockIdx.x);
+        return;
+    }
+    for (uint32_t i = threadIdx.x; i < words.n; i += ROUTE_THREADS) words.to[i] = words.word[i];
+}
+
+void cuda_moe_sort(const moe_words *words, const moe_route *route, cudaStream_t stream)
+{
+    moe_route none = {};
+    unsigned n_blocks = route ? (unsigned)route->n_experts + 2 : 1;
+    moe_sort_kernel<<<n_blocks, ROUTE_THREADS, 0, stream>>>(*words, route ? *route : none);
 }

@@ -20,8 +20,17 @@ typedef struct moe_route {
     int32_t n_tokens, topk, n_experts, has_shared;
 } moe_route;
 
-/* Sort the piece's rows. */
-void cuda_moe_route(const moe_route *route, cudaStream_t stream);
+/* Host data on its way to the device as kernel parameters, which hold 32,764 bytes: it can be
+ * recorded and needs no host memory that outlives the call. */
+#define MOE_WORDS 4000
+typedef struct moe_words {
+    uint64_t word[MOE_WORDS];
+    uint64_t *to;
+    uint32_t n;
+} moe_words;
+
+/* Copy the words and sort the piece's rows (NULL: none), in one launch. */
+void cuda_moe_sort(const moe_words *words, const moe_route *route, cudaStream_t stream);
 
 typedef struct moe_tile {
     int32_t expert, first_row, n_rows; /* n_rows 0: there is no such tile */

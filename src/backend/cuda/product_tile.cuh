@@ -7,7 +7,8 @@
 #include "backend/cuda/products.h"
 #include "backend/cuda/ptx.cuh"
 
-#define SEGMENT_STEPS 8 /* stages of 64 inputs */
+#define SEGMENT_STEPS 8  /* stages of 64 inputs */
+#define WEIGHT_BOX    64 /* rows of a weight box */
 
 typedef struct product_tile {
     const cuda_product_weights *weights;
@@ -27,16 +28,43 @@ template <int STAGES> __device__ __forceinline__ void advance(ring &r)
     }
 }
 
-/* Scale bytes of 64 inputs of a row of the tile. */
+/* 64 inputs of 64 weight rows from `feature` on; rows of a pair belong to half as many features. */
 template <bool PAIR>
-__device__ __forceinline__ uint2 load_scales(const product_tile &tile, int row, int32_t step)
+__device__ __forceinline__ void load_weight_box(uint32_t to, const CUtensorMap *map, uint32_t bar,
+                                                int32_t step, int32_t feature)
 {
+    if (PAIR) {
+        tma_load_4d(to, map, bar, step * 64, 0, 0, feature / 8);
+    } else {
+        tma_load_2d(to, map, bar, step * 64, feature);
+    }
+}
+
+/* The 16 scale bytes of a segment of a row of the tile; past the end, the last one. */
+template <bool PAIR>
+__device__ __forceinline__ uint4 load_scales(const product_tile &tile, int row, int32_t segment)
+{
+    const cuda_product_weights *w = tile.weights;
     int which = PAIR ? row / 8 % 2 : 0;
     int32_t feature = tile.first_feature + (PAIR ? row / 16 * 8 + row % 8 : row);
-    feature = min(feature, tile.weights->n_features - 1);
-    const uint8_t *at = tile.weights->scales[which] + feature * tile.weights->scale_stride[which];
-    int32_t last = tile.weights->n_in / 32 - 1, i = step * 2;
-    return make_uint2(at[min(i, last)], at[min(i + 1, last)]);
+    feature = min(feature, w->n_features - 1);
+    const uint8_t *from = w->scales[which] + feature * w->scale_stride[which];
+    int32_t first = segment * 16, n = w->n_in / 32;
+    if (first + 16 <= n && (uintptr_t)(from + first) % 16 == 0) {
+        return *(const uint4 *)(from + first);
+    }
+    uint32_t word[4] = {0, 0, 0, 0};
+#pragma unroll
+    for (int j = 0; j < 16; j++)
+        word[j / 4] |= (uint32_t)from[min(first + j, n - 1)] << 8 * (j % 4);
+    return make_uint4(word[0], word[1], word[2], word[3]);
+}
+
+/* Scale of inputs 32 j .. 32 j + 31 of the segment. */
+__device__ __forceinline__ float scale_at(uint4 scales, int j)
+{
+    uint32_t word = j < 4 ? scales.x : j < 8 ? scales.y : j < 12 ? scales.z : scales.w;
+    return e8m0_value((uint8_t)(word >> 8 * (j % 4)));
 }
 
 /* 16 MXFP8 elements to bf16: exact, both round trips included. */
@@ -54,18 +82,17 @@ __device__ __forceinline__ void expand16(uint4 raw, float scale, uint4 (&out)[2]
     out[1] = make_uint4(words[4], words[5], words[6], words[7]);
 }
 
-/* Row `row` of a raw tile (64 bytes a row, as in memory) to bf16 (128 bytes a row, bits 4-6 of the
- * address flipped by bits 7-9). Neighbouring rows start at different pieces: their reads then fall
- * into different banks. */
-__device__ __forceinline__ void expand_row(unsigned char *a, const unsigned char *raw, int row,
-                                           uint2 scales)
+/* Half a row (32 inputs, of one scale) of a raw tile (64 bytes a row, as in memory) to bf16 (128
+ * bytes a row, bits 4-6 of the address flipped by bits 7-9). Neighbouring rows start at different
+ * pieces: their accesses then fall into different banks. */
+__device__ __forceinline__ void expand_half_row(unsigned char *a, const unsigned char *raw, int row,
+                                                int half, float scale)
 {
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        int c = (i + row / 2) % 4;
+    for (int i = 0; i < 2; i++) {
+        int c = half * 2 + (i + row / 4) % 2;
         uint4 out[2];
-        expand16(*(const uint4 *)(raw + row * 64 + c * 16),
-                 e8m0_value((uint8_t)(c < 2 ? scales.x : scales.y)), out);
+        expand16(*(const uint4 *)(raw + row * 64 + c * 16), scale, out);
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             int to = row * 128 + c * 32 + h * 16;

@@ -75,10 +75,9 @@ __device__ __forceinline__ void wide_producer(wide_shared<F8> &shared, const cud
             uint32_t a = smem_u32(F8 ? shared.raw[r.stage] : shared.a[r.stage]);
             mbarrier_wait(smem_u32(&shared.empty[r.stage]), r.parity);
             mbarrier_arrive_expect_tx(bar, (F8 ? RAW_BYTES : A_BYTES) + n_boxes * B_BOX_BYTES);
-            if (PAIR) {
-                tma_load_4d(a, &tile.weights->map, bar, step * 64, 0, 0, tile.first_feature / 8);
-            } else {
-                tma_load_2d(a, &tile.weights->map, bar, step * 64, tile.first_feature);
+            for (int half = 0; half < 2; half++) {
+                load_weight_box<PAIR>(a + half * (F8 ? RAW_BYTES : A_BYTES) / 2, &tile.weights->map,
+                                      bar, step, tile.first_feature + half * PER_TILE / 2);
             }
             for (int box = 0; box < n_boxes; box++) {
                 tma_load_2d(smem_u32(shared.b[r.stage]) + box * B_BOX_BYTES, &p.x_map, bar,
@@ -89,7 +88,7 @@ __device__ __forceinline__ void wide_producer(wide_shared<F8> &shared, const cud
     }
 }
 
-/* A warpgroup; a thread expands one row of the tile, whose scales it loads one stage ahead. */
+/* A warpgroup; a thread expands one row of the tile, whose scales it loads one segment ahead. */
 template <bool PAIR>
 __device__ __forceinline__ void wide_converter(wide_shared<true> &shared, const cuda_product &p)
 {
@@ -102,14 +101,21 @@ __device__ __forceinline__ void wide_converter(wide_shared<true> &shared, const 
         if (tile.n_rows == 0) break;
         if (tile.first_feature >= tile.weights->n_features) continue;
         int32_t n_steps = (tile.weights->n_in + 63) / 64;
-        uint2 scales = load_scales<PAIR>(tile, row, 0);
+        uint4 scales, next = load_scales<PAIR>(tile, row, 0);
         for (int32_t step = 0; step < n_steps; step++) {
-            uint2 next = load_scales<PAIR>(tile, row, step + 1);
+            int j = step % SEGMENT_STEPS;
+            if (j == 0) {
+                scales = next;
+                next = load_scales<PAIR>(tile, row, step / SEGMENT_STEPS + 1);
+            }
             mbarrier_wait(smem_u32(&shared.full[r.stage]), r.parity);
-            expand_row(shared.a[r.stage], shared.raw[r.stage], row, scales);
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                expand_half_row(shared.a[r.stage], shared.raw[r.stage], row, half,
+                                scale_at(scales, 2 * j + half));
+            }
             fence_proxy_async();
             mbarrier_arrive(smem_u32(&shared.ready[r.stage]));
-            scales = next;
             advance<config::STAGES>(r);
         }
     }
