@@ -48,12 +48,8 @@ struct alignas(1024) scan8_smem {
 /* This CTA's tile. */
 __device__ __forceinline__ bool scan8_find_tile(const scan8_params &p, prefill_tile &tile)
 {
-    prefill_params as_prefill = {};
-    as_prefill.args = p.args;
-    as_prefill.min_tokens = 1;
-    as_prefill.n_shares = 1;
-    if (!find_tile<scan8_config>(as_prefill, p.first_tile + blockIdx.x, tile)) return false;
-    share_blocks<scan8_config>(as_prefill, tile, 0);
+    if (!find_tile<scan8_config>(p.args, p.first_tile + blockIdx.x, tile)) return false;
+    share_blocks<scan8_config>(p.args, tile, 0, 1);
     return true;
 }
 

@@ -4,7 +4,7 @@
 
 enum { MERGE_WARPS = 4 };
 
-/* The best keys of each share -> the row. One warp per row of a sequence that is ours. */
+/* The best keys of each share -> the row. One warp per row. */
 __global__ void __launch_bounds__(MERGE_WARPS * 32, 4)
     merge_shares_kernel(const __grid_constant__ prefill_params p)
 {
@@ -16,7 +16,6 @@ __global__ void __launch_bounds__(MERGE_WARPS * 32, 4)
     if (row >= n_rows) return;
     int64_t token = row / n_groups, group = row % n_groups;
     int seq = find_sequence(args.cu_seqlens_q, args.kv.n_seqs, token);
-    if (args.cu_seqlens_q[seq + 1] - args.cu_seqlens_q[seq] < p.min_tokens) return;
     int n_learned = args.topk - args.n_init - args.n_local;
     topk_stream top = {slots[warp], 0, 0};
     for (int share = 0; share < p.n_shares; share++) {
@@ -43,11 +42,11 @@ static int64_t tile_rows(const msa_select_args *args)
     return n_learned_of(args) <= 16 ? 256 : 128;
 }
 
-/* Tiles of the batch at most: every sequence of ours may end with one that is not full. */
-static int64_t max_tiles(const msa_select_args *args, int min_tokens)
+/* Tiles of the batch at most: every sequence may end with one that is not full. */
+static int64_t max_tiles(const msa_select_args *args)
 {
-    int64_t n_tokens = args->q_index.shape[0], n_seqs = n_tokens / min_tokens;
-    if (n_seqs > args->kv.n_seqs) n_seqs = args->kv.n_seqs;
+    int64_t n_tokens = args->q_index.shape[0], n_seqs = args->kv.n_seqs;
+    if (n_seqs > n_tokens) n_seqs = n_tokens;
     return n_tokens * args->q_index.shape[1] / tile_rows(args) + n_seqs;
 }
 
@@ -56,10 +55,10 @@ static int64_t max_tiles(const msa_select_args *args, int min_tokens)
 static int choose_shares(const msa_select_args *args, int n_sms)
 {
     int64_t rows = args->q_index.shape[0] * args->q_index.shape[1];
-    int64_t n_tiles = (rows + tile_rows(args) - 1) / tile_rows(args), n_pages;
+    int64_t n_tiles = (rows + tile_rows(args) - 1) / tile_rows(args);
+    int64_t n_pages = select_max_blocks(args);
     int best = 1, most = (int)(4 * n_sms / n_tiles);
     double best_cost = 0;
-    n_pages = select_max_blocks(args);
     if (n_learned_of(args) == 0) return 1;
     for (int n = 1; n == 1 || n <= most; n++) {
         int64_t n_waves = (n_tiles * n + n_sms - 1) / n_sms;
@@ -115,8 +114,7 @@ msa_status cuda_select_prefill(msa_context *ctx, const msa_select_args *args, vo
 {
     prefill_params p = {};
     p.args = *args;
-    p.min_tokens = 1;
-    p.n_tiles = (int)max_tiles(args, p.min_tokens);
+    p.n_tiles = (int)max_tiles(args);
     p.n_shares = choose_shares(args, cuda_state(ctx)->n_sms);
     p.partial = (u64 *)workspace;
     MSA_TRY(score_tiles(ctx, p));
@@ -131,8 +129,7 @@ msa_status cuda_select_prefill_tiles(msa_context *ctx, const msa_select_args *ar
 {
     prefill_params p = {};
     p.args = *args;
-    p.min_tokens = 1;
-    p.n_tiles = (int)max_tiles(args, 1);
+    p.n_tiles = (int)max_tiles(args);
     p.n_shares = 1;
     p.only = only;
     return score_tiles(ctx, p);

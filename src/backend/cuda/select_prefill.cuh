@@ -22,7 +22,6 @@ template <int DIM_, int ROW_TILES_, int KEY_BYTES_> struct prefill_config {
     static constexpr int ROWS = 64 * ROW_TILES * CONSUMERS;
     /* 256 rows have room for 32 slots, K - |F| <= 16; 128 rows for 128 slots, any K. */
     static constexpr int SLOTS = ROW_TILES == 2 ? 32 : 128;
-    static constexpr int MAX_LEARNED = ROW_TILES == 2 ? 16 : 64;
     static constexpr int PAGE_BYTES = BLOCK * DIM * 2, HALF_BYTES = BLOCK * 64 * 2;
     static constexpr int RAW_BYTES = BLOCK * DIM;
     static constexpr int STAGES = KEY_BYTES == 2   ? (ROW_TILES == 2 ? 5 : 3)
@@ -51,25 +50,22 @@ template <typename C> struct alignas(1024) prefill_smem {
 
 struct prefill_params {
     msa_select_args args;
-    int min_tokens; /* sequences with fewer query tokens are not ours */
     int n_tiles; /* upper bound; a CTA is tile blockIdx.x % n_tiles of share blockIdx.x / n_tiles */
-    int n_shares; /* of a tile's blocks */
-    u64 *partial; /* [n_shares][T * Hkv][n_learned] when there are several */
+    int n_shares;    /* of a tile's blocks */
+    u64 *partial;    /* [n_shares][T * Hkv][n_learned] when there are several */
     const int *only; /* not NULL: the tiles with a non-zero entry, the others stay as they are */
 };
 
 /* Tile `x` of the batch: every warp scans the sequences, 32 at a time. False: there is none. */
 template <typename C>
-__device__ __forceinline__ bool find_tile(const prefill_params &p, int x, prefill_tile &tile)
+__device__ __forceinline__ bool find_tile(const msa_select_args &args, int x, prefill_tile &tile)
 {
-    const msa_select_args &args = p.args;
     int lane = threadIdx.x % 32;
     int64_t n_groups = args.q_index.shape[1];
     for (int first = 0; first < args.kv.n_seqs; first += 32) {
         int seq = first + lane, n_tokens = 0;
         if (seq < args.kv.n_seqs) n_tokens = args.cu_seqlens_q[seq + 1] - args.cu_seqlens_q[seq];
-        int n = 0;
-        if (n_tokens >= p.min_tokens) n = (int)((n_tokens * n_groups + C::ROWS - 1) / C::ROWS);
+        int n = (int)((n_tokens * n_groups + C::ROWS - 1) / C::ROWS);
         int end = n; /* tiles up to and with this sequence's */
 #pragma unroll
         for (int w = 1; w < 32; w *= 2) {
@@ -96,9 +92,9 @@ __device__ __forceinline__ bool find_tile(const prefill_params &p, int x, prefil
 /* Blocks that this CTA scores: its share of those that compete, or of all when scores are wanted.
  */
 template <typename C>
-__device__ __forceinline__ void share_blocks(const prefill_params &p, prefill_tile &tile, int share)
+__device__ __forceinline__ void share_blocks(const msa_select_args &args, prefill_tile &tile,
+                                             int share, int n_shares)
 {
-    const msa_select_args &args = p.args;
     int64_t last_row = min(tile.first_row + C::ROWS, tile.n_rows) - 1;
     int64_t last_position = tile.first_position + last_row / args.q_index.shape[1];
     int n_visible = select_n_visible(args, last_position), first = 0, end = n_visible;
@@ -107,8 +103,8 @@ __device__ __forceinline__ void share_blocks(const prefill_params &p, prefill_ti
         end = max(first, n_visible - args.n_local);
         if (args.topk == args.n_init + args.n_local) end = first;
     }
-    tile.first_block = first + (int)((int64_t)(end - first) * share / p.n_shares);
-    tile.end_block = first + (int)((int64_t)(end - first) * (share + 1) / p.n_shares);
+    tile.first_block = first + (int)((int64_t)(end - first) * share / n_shares);
+    tile.end_block = first + (int)((int64_t)(end - first) * (share + 1) / n_shares);
 }
 
 /* ---- producer ------------------------------------------------------------------------------- */
@@ -160,20 +156,22 @@ __device__ __forceinline__ uint32_t fp8x2_to_bf16x2(uint32_t x)
     float2 f = __half22float2(__half2(h));
     return pack_bf16(f.x, f.y);
 }
+__device__ __forceinline__ uint4 fp8x8_to_bf16x8(uint32_t x, uint32_t y)
+{
+    return {fp8x2_to_bf16x2(x & 0xffff), fp8x2_to_bf16x2(x >> 16), fp8x2_to_bf16x2(y & 0xffff),
+            fp8x2_to_bf16x2(y >> 16)};
+}
 
 /* Expand a raw page into a page of bf16; 128 threads, 16 numbers at a time. */
 template <typename C>
 __device__ __forceinline__ void expand_page(unsigned char *page, const unsigned char *raw)
 {
     constexpr int CHUNKS = C::DIM / 16; /* of a row */
-#pragma unroll 1
+#pragma unroll 2
     for (int i = threadIdx.x % 128; i < C::BLOCK * CHUNKS; i += 128) {
         int r = i / CHUNKS, chunk = i % CHUNKS, column = chunk * 16;
         uint4 x = *(const uint4 *)(raw + r * C::DIM + column);
-        uint4 low = {fp8x2_to_bf16x2(x.x & 0xffff), fp8x2_to_bf16x2(x.x >> 16),
-                     fp8x2_to_bf16x2(x.y & 0xffff), fp8x2_to_bf16x2(x.y >> 16)};
-        uint4 high = {fp8x2_to_bf16x2(x.z & 0xffff), fp8x2_to_bf16x2(x.z >> 16),
-                      fp8x2_to_bf16x2(x.w & 0xffff), fp8x2_to_bf16x2(x.w >> 16)};
+        uint4 low = fp8x8_to_bf16x8(x.x, x.y), high = fp8x8_to_bf16x8(x.z, x.w);
         unsigned char *dst = page + column / 64 * C::HALF_BYTES + r * 128;
         uint32_t first = (column % 64 / 8 ^ (r & 7)) * 16;
         bool swap = column >= 64; /* the halves of a row lie in the same banks: take turns */
@@ -344,10 +342,13 @@ __device__ __forceinline__ void offer(prefill_smem<C> &sm, prefill_row &row, int
                                       int block, int n_init, int n_learned)
 {
     int lane = threadIdx.x % 32, own = own_row(row0);
-    if ((unsigned)(block - n_init) < row.span && !(score <= row.threshold)) {
-        sm.slots[own][(row.count + own) & (C::SLOTS - 1)] = selection_key(score, block);
-        row.count++;
-    }
+    bool better = (unsigned)(block - n_init) < row.span && !(score <= row.threshold);
+    unsigned bits = __float_as_uint(score + 0.f); /* a maximum is never NaN */
+    unsigned order = bits ^ ((int)bits >> 31 | 0x80000000u);
+    u64 key = (u64)order << 32 | (0xffffffffu - (unsigned)block);
+    u64 *slot = &sm.slots[own][(row.count + own) & (C::SLOTS - 1)];
+    if (better) *slot = key;
+    row.count += better;
     unsigned full = __ballot_sync(~0u, row.count == C::SLOTS);
     while (full) {
         int owner = __ffs(full) - 1;
@@ -373,7 +374,51 @@ __device__ __forceinline__ prefill_row start_row(const msa_select_args &args,
     return row;
 }
 
-/* The rows of one warp's tile: finished, or the best of this share. */
+/* The n best of a row's `count` candidates as a finished row, or, for a share, their keys and
+ * zeros. */
+__device__ __forceinline__ void finish_row(u64 (&slots)[32], int r, int count, int n, int lane,
+                                           int32_t *row, int topk, forced_blocks forced, u64 *share)
+{
+    if (((lane - r) & 31) >= count) slots[lane] = 0;
+    __syncwarp();
+    u64 mine = slots[lane];
+    int rank = rank_in_slots(slots, mine), n_kept = min(count, n);
+    bool kept = mine != 0 && rank < n;
+    if (share) {
+        if (kept) share[rank] = mine;
+        if (lane >= n_kept && lane < n) share[lane] = 0;
+        return;
+    }
+    int id = kept ? block_of_key(mine) : INT32_MAX, place = 0;
+    __syncwarp(); /* every rank is known */
+    ((int *)slots)[lane] = id;
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        int4 ids = ((const int4 *)slots)[i];
+        place += (ids.x < id) + (ids.y < id) + (ids.z < id) + (ids.w < id);
+    }
+    if (kept) row[forced.n_first + place] = id;
+    write_forced(row, topk, n_kept, forced, lane);
+}
+__device__ __forceinline__ void finish_row(u64 (&slots)[128], int r, int count, int n, int lane,
+                                           int32_t *row, int topk, forced_blocks forced, u64 *share)
+{
+    u64 x[4], best[2];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        x[i] = i * 32 + lane < count ? slots[(i * 32 + lane + r) & 127] : 0;
+    }
+    sort_keys(x, lane);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        best[i] = i * 32 + lane < n ? x[i] : 0;
+        if (share && i * 32 + lane < n) share[i * 32 + lane] = x[i];
+    }
+    if (!share) write_row(row, topk, best, min(count, n), forced, lane);
+}
+
+/* The 16 rows of a warp's tile. */
 template <typename C>
 __device__ __forceinline__ void write_rows(prefill_smem<C> &sm, const prefill_row &row, int row0,
                                            const prefill_params &p, int share, int n_learned)
@@ -385,35 +430,14 @@ __device__ __forceinline__ void write_rows(prefill_smem<C> &sm, const prefill_ro
     for (int i = 0; i < 16; i++) {
         int r = row0 + i, count = __shfl_sync(~0u, row.count, i % 8 * 4 + i / 8);
         int64_t flat = tile.first_row + r;
-        if (flat >= tile.n_rows) continue;
-        u64 x[C::SLOTS / 32];
-#pragma unroll
-        for (int j = 0; j < C::SLOTS / 32; j++) {
-            int slot = j * 32 + lane;
-            x[j] = slot < count ? sm.slots[r][(slot + r) & (C::SLOTS - 1)] : 0;
-        }
-        sort_keys(x, lane);
-        u64 best[C::MAX_LEARNED / 32 + (C::MAX_LEARNED < 32)];
-        int n = min(count, n_learned);
-#pragma unroll
-        for (int j = 0; j < (int)(sizeof(best) / sizeof(best[0])); j++) {
-            best[j] = j * 32 + lane < n ? x[j] : 0;
-        }
+        if (flat >= tile.n_rows) return;
         int64_t token = tile.first_token + flat / n_groups, group = flat % n_groups;
-        if (p.n_shares == 1) {
-            write_row((int32_t *)args.blocks.data + token * args.blocks.stride[0] +
-                          group * args.blocks.stride[1],
-                      args.topk, best, n,
-                      forced_of(row_n_visible(args, tile, r), args.n_init, args.n_local), lane);
-            continue;
-        }
-        u64 *out = p.partial +
-                   ((int64_t)share * args.q_index.shape[0] * n_groups + token * n_groups + group) *
-                       n_learned;
-#pragma unroll
-        for (int j = 0; j < (int)(sizeof(best) / sizeof(best[0])); j++) {
-            if (j * 32 + lane < n_learned) out[j * 32 + lane] = best[j];
-        }
+        int64_t n_rows = args.q_index.shape[0] * n_groups, at = token * n_groups + group;
+        finish_row(sm.slots[r], r, count, n_learned, lane,
+                   (int32_t *)args.blocks.data + token * args.blocks.stride[0] +
+                       group * args.blocks.stride[1],
+                   args.topk, forced_of(row_n_visible(args, tile, r), args.n_init, args.n_local),
+                   p.n_shares == 1 ? NULL : p.partial + (share * n_rows + at) * n_learned);
     }
 }
 
@@ -442,6 +466,68 @@ __device__ __forceinline__ void take_scores(prefill_smem<C> &sm, float (&acc)[64
     offer(sm, row, row0, score, block, args.n_init, n_learned);
 }
 
+/* Position in the ring of pages. */
+struct ring_place {
+    int stage, parity;
+};
+template <typename C> __device__ __forceinline__ void step_ring(ring_place &at)
+{
+    if (++at.stage < C::STAGES) return;
+    at.stage = 0;
+    at.parity ^= 1;
+}
+
+/* Both tiles against every page. The product of one is in flight while the maxima of the other are
+ * taken, so that the tensor core waits for neither. Nothing is in flight across the loop's back
+ * edge: ptxas would serialise everything. */
+template <typename C>
+__device__ __forceinline__ void
+score_two_tiles(prefill_smem<C> &sm, const uint32_t (&a)[2][C::DIM / 16][4], prefill_row (&row)[2],
+                const msa_select_args &args, int row0, int n_learned)
+{
+    int b = sm.tile.first_block, end = sm.tile.end_block;
+    if (b == end) return;
+    float acc0[64], acc1[64];
+    ring_place at = {0, 0};
+    mbarrier_wait(smem_u32(&sm.full[0]), 0);
+    score_page<C>(acc0, a[0], smem_u32(sm.page[0]));
+    wgmma_wait<0>();
+    pin(acc0);
+    for (; b < end; b++) {
+        uint32_t empty = smem_u32(&sm.empty[at.stage]);
+        score_page<C>(acc1, a[1], smem_u32(sm.page[at.stage]));
+        take_scores(sm, acc0, row[0], args, row0, b, n_learned);
+        step_ring<C>(at);
+        if (b + 1 < end) mbarrier_wait(smem_u32(&sm.full[at.stage]), at.parity);
+        wgmma_wait<0>();
+        pin(acc1);
+        if (threadIdx.x % 128 == 0) mbarrier_arrive(empty);
+        score_page<C>(acc0, a[0], smem_u32(sm.page[at.stage])); /* past the last: never used */
+        take_scores(sm, acc1, row[1], args, row0 + 64, b, n_learned);
+        wgmma_wait<0>();
+        pin(acc0);
+    }
+}
+
+/* One tile against every page; the other warpgroup keeps the tensor core busy meanwhile. */
+template <typename C>
+__device__ __forceinline__ void
+score_one_tile(prefill_smem<C> &sm, const uint32_t (&a)[C::DIM / 16][4], prefill_row &row,
+               const msa_select_args &args, int row0, int n_learned)
+{
+    float acc[64];
+    ring_place at = {0, 0};
+    for (int b = sm.tile.first_block, end = sm.tile.end_block; b < end; b++) {
+        mbarrier_wait(smem_u32(&sm.full[at.stage]), at.parity);
+        score_page<C>(acc, a, smem_u32(sm.page[at.stage]));
+        wgmma_wait<0>();
+        pin(acc);
+        if (threadIdx.x % 128 == 0) mbarrier_arrive(smem_u32(&sm.empty[at.stage]));
+        step_ring<C>(at);
+        take_scores(sm, acc, row, args, row0, b, n_learned);
+    }
+}
+
 template <typename C>
 __device__ __forceinline__ void consume(prefill_smem<C> &sm, const prefill_params &p, int share)
 {
@@ -455,30 +541,10 @@ __device__ __forceinline__ void consume(prefill_smem<C> &sm, const prefill_param
         load_queries<C>(a[i], args, sm.tile, row0 + i * 64);
         row[i] = start_row(args, sm.tile, row0 + i * 64);
     }
-    float acc0[64], acc1[64];
-    int stage = 0, parity = 0;
-    for (int b = sm.tile.first_block, end = sm.tile.end_block; b < end; b++) {
-        mbarrier_wait(smem_u32(&sm.full[stage]), parity);
-        score_page<C>(acc0, a[0], smem_u32(sm.page[stage]));
-        if (C::ROW_TILES == 2) {
-            score_page<C>(acc1, a[C::ROW_TILES - 1], smem_u32(sm.page[stage]));
-            wgmma_wait<1>();
-            pin(acc0);
-            take_scores(sm, acc0, row[0], args, row0, b, n_learned);
-        }
-        wgmma_wait<0>();
-        if (C::ROW_TILES == 2) {
-            pin(acc1);
-        } else {
-            pin(acc0);
-        }
-        if (threadIdx.x % 128 == 0) mbarrier_arrive(smem_u32(&sm.empty[stage]));
-        if (++stage == C::STAGES) {
-            stage = 0;
-            parity ^= 1;
-        }
-        take_scores(sm, C::ROW_TILES == 2 ? acc1 : acc0, row[C::ROW_TILES - 1], args,
-                    row0 + (C::ROW_TILES - 1) * 64, b, n_learned);
+    if constexpr (C::ROW_TILES == 2) {
+        score_two_tiles(sm, a, row, args, row0, n_learned);
+    } else {
+        score_one_tile(sm, a[0], row[0], args, row0, n_learned);
     }
     __syncwarp();
 #pragma unroll
@@ -491,13 +557,13 @@ __global__ void __launch_bounds__(C::THREADS, 1)
     select_prefill_kernel(const __grid_constant__ CUtensorMap map,
                           const __grid_constant__ prefill_params p)
 {
-    extern __shared__ unsigned char raw_smem[];
-    prefill_smem<C> &sm = *(prefill_smem<C> *)(((uintptr_t)raw_smem + 1023) & ~(uintptr_t)1023);
+    extern __shared__ __align__(1024) unsigned char shared[];
+    prefill_smem<C> &sm = *(prefill_smem<C> *)shared;
     int warpgroup = threadIdx.x / 128, share = blockIdx.x / p.n_tiles;
     prefill_tile tile;
     if (p.only && !p.only[blockIdx.x]) return;
-    if (!find_tile<C>(p, blockIdx.x % p.n_tiles, tile)) return;
-    share_blocks<C>(p, tile, share);
+    if (!find_tile<C>(p.args, blockIdx.x % p.n_tiles, tile)) return;
+    share_blocks<C>(p.args, tile, share, p.n_shares);
     if (threadIdx.x == 0) {
         sm.tile = tile;
         for (int i = 0; i < C::STAGES; i++) {
@@ -509,24 +575,24 @@ __global__ void __launch_bounds__(C::THREADS, 1)
     }
     __syncthreads();
     if (warpgroup == C::CONSUMERS) {
-        setmaxnreg_dec<40>();
+        setmaxnreg_dec<56>();
         if constexpr (C::KEY_BYTES == 2) {
             produce_bf16(sm, &map, p.args.kv);
         } else {
             produce_fp8(sm, &map, p.args.kv);
         }
     } else {
-        setmaxnreg_inc<232>();
+        setmaxnreg_inc<224>();
         consume(sm, p, share);
     }
 }
 
-/* Instantiations, one file each; max shared memory is set on every launch, which costs nothing. */
+/* The limit of shared memory is set on every launch, which costs nothing. */
 template <typename C>
 static msa_status launch_prefill(cudaStream_t stream, const CUtensorMap &map,
                                  const prefill_params &p)
 {
-    int bytes = (int)sizeof(prefill_smem<C>) + 1024;
+    int bytes = (int)sizeof(prefill_smem<C>);
     MSA_CUDA_TRY("select",
                  cudaFuncSetAttribute(select_prefill_kernel<C>,
                                       cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));

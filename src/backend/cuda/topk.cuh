@@ -151,8 +151,18 @@ __device__ __forceinline__ forced_blocks forced_of(int n_visible, int n_init, in
     forced.end = n_visible - forced.n_last;
     return forced;
 }
-// (M8): the n best keys of a row (key i * 32 + lane is best[i], 0 beyond n) and its forced blocks
-// as ascending ids, then -1.
+// (M8): the forced blocks of a row around its n learned ones, then -1.
+__device__ __forceinline__ void write_forced(int32_t *row, int topk, int n, forced_blocks forced,
+                                             int lane)
+{
+    for (int i = lane; i < topk; i += 32) {
+        int after = i - forced.n_first - n;
+        if (i < forced.n_first) row[i] = i;
+        if (after >= 0) row[i] = after < forced.n_last ? forced.end + after : -1;
+    }
+}
+// The n best keys of a row (key i * 32 + lane is best[i], 0 beyond n) as ascending ids, and the
+// rest.
 template <int N>
 __device__ __forceinline__ void write_row(int32_t *row, int topk, u64 (&best)[N], int n,
                                           forced_blocks forced, int lane)
@@ -165,13 +175,8 @@ __device__ __forceinline__ void write_row(int32_t *row, int topk, u64 (&best)[N]
         int at = i * 32 + lane;
         if (at < n) row[forced.n_first + at] = block_of_key(best[i]);
     }
-    for (int i = lane; i < topk; i += 32) {
-        int after = i - forced.n_first - n;
-        if (i < forced.n_first) row[i] = i;
-        if (after >= 0) row[i] = after < forced.n_last ? forced.end + after : -1;
-    }
+    write_forced(row, topk, n, forced, lane);
 }
-
 // The row of a finished stream.
 __device__ __forceinline__ void topk_write(topk_stream &top, int32_t *row, int topk, int n,
                                            forced_blocks forced, int lane)
