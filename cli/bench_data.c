@@ -80,6 +80,11 @@ static float draw(uint64_t *state)
     return sum * 1.7320508f;
 }
 
+void bench_draw_bf16(uint64_t *state, uint16_t *numbers, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) numbers[i] = to_bf16(draw(state));
+}
+
 int bench_pool_create(bench_pool *pool, msa_dtype dtype, uint64_t seed)
 {
     size_t element = msa_dtype_bytes(dtype);

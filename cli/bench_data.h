@@ -14,6 +14,9 @@ float bench_load(const void *data, msa_dtype dtype, int64_t i);
 void *bench_alloc(size_t bytes);
 void bench_free(void *memory, size_t bytes);
 
+/* Numbers drawn one by one from about N(0, 1). */
+void bench_draw_bf16(uint64_t *state, uint16_t *numbers, int64_t n);
+
 /* A pool of numbers drawn from about N(0, 1). */
 typedef struct bench_pool {
     unsigned char *bytes;

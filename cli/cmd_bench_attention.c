@@ -1,9 +1,11 @@
 /* msa bench attention: dense attention against MSA, one layer, on this machine. */
 #include "bench_case.h"
 #include "bench_ceiling.h"
+#include "bench_device.h"
 #include "bench_plot.h"
 #include "bench_run.h"
 #include "command.h"
+#include "device.h"
 #include "machine.h"
 #include "output.h"
 #include "progress.h"
@@ -17,7 +19,8 @@
 #define MAX_POINTS 256
 
 typedef struct {
-    const char *cases, *out, *commit;
+    const char *cases, *out, *commit, *device;
+    int32_t whole_dense;
     int64_t threads, max_context, seed;
     double budget_seconds;
 } bench_options;
@@ -244,6 +247,22 @@ static int open_csv(bench *b)
     return CLI_OK;
 }
 
+/* A GPU has a table of its own. */
+static int run_on_device(msa_context *ctx, const bench_options *options)
+{
+    if (options->cases)
+        return cli_complain("--cases is for the processor; a GPU has its own table");
+    int64_t max_context = options->max_context < 8192      ? 8192
+                          : options->max_context > 1 << 20 ? 1 << 20
+                                                           : options->max_context;
+    while (max_context & (max_context - 1)) max_context &= max_context - 1; /* a power of two */
+    bench_device_options device = {
+        options->out,        options->commit, options->device ? options->device : "cuda",
+        max_context,         options->seed,   options->budget_seconds,
+        options->whole_dense};
+    return bench_device(ctx, &device);
+}
+
 static int run_bench(const void *values)
 {
     case_list list = {NULL, 0};
@@ -254,15 +273,14 @@ static int run_bench(const void *values)
     b->options = values;
     cli_read_machine(&b->machine);
     strftime(b->date, sizeof(b->date), "%Y-%m-%d", gmtime_r(&now, &day));
-    msa_context_args args;
-    msa_context_args_init(&args);
-    args.n_threads = (int32_t)b->options->threads;
-    int status = list_cases(b->options, &list);
-    if (status == CLI_OK) {
-        msa_status created = msa_context_create(&b->ctx, &args);
-        status = created == MSA_OK ? open_csv(b) : cli_complain_library(created);
+    int status = cli_open_context(b->options->device, b->options->threads, &b->ctx);
+    if (status == CLI_OK && msa_context_uses_device_memory(b->ctx)) {
+        status = run_on_device(b->ctx, b->options);
+    } else {
+        if (status == CLI_OK) status = list_cases(b->options, &list);
+        if (status == CLI_OK) status = open_csv(b);
+        if (status == CLI_OK) status = run_all(b, &list);
     }
-    if (status == CLI_OK) status = run_all(b, &list);
     if (b->csv) {
         int broken = ferror(b->csv);
         if (fclose(b->csv) != 0 || broken) {
@@ -290,6 +308,10 @@ static const cli_option options[] = {
      "Seed of the random inputs."},
     {CLI_TEXT, 0, "commit", "TEXT", offsetof(bench_options, commit), "unknown", 0, 0,
      "Written into the commit column of the CSV."},
+    CLI_DEVICE_ROW(offsetof(bench_options, device)),
+    {CLI_FLAG, 0, "whole-dense", NULL, offsetof(bench_options, whole_dense), NULL, 0, 0,
+     "On a GPU: run dense attention over the whole prompt (half a minute at 1M) instead of summing "
+     "its measured chunks."},
     {0},
 };
 

@@ -2,7 +2,7 @@
 
 Reads the logs that the build keeps beside the objects of libmsa_cuda, prints registers and shared memory
 of every kernel that carries a speed claim (select, attend, dense attend), and fails when one of them
-spills registers or has its wgmma instructions serialised (ptxas advisories C75xx).
+spills registers or has its wgmma instructions serialised (ptxas advisories C75xx that say so).
 """
 
 import pathlib
@@ -10,11 +10,11 @@ import re
 import subprocess
 import sys
 
-HEADLINE = ("cuda_select", "cuda_attend", "cuda_dense", "cuda_scan")
+HEADLINE = re.compile(r"(cuda_)?(select|attend|dense|decode|scan|index8)(?!\w*generic)")
 COMPILED = re.compile(r"Compiling entry function '(\w+)'")
 SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 USED = re.compile(r"Used (\d+) registers")
-SERIAL = re.compile(r"\(C75\d\d\).*")
+SERIAL = re.compile(r"\(C75\d\d\).*serializ.*")
 
 
 def demangle(names):
@@ -47,7 +47,7 @@ def main(arguments):
     n_kernels = n_wrong = 0
     for path in logs:
         rows, advisories = read_log(path)
-        headline = path.name.startswith(HEADLINE)
+        headline = bool(HEADLINE.match(path.name))
         wrong = [row for row in rows if row[2]]
         n_kernels += len(rows)
         names = demangle([row[0] for row in rows])

@@ -125,19 +125,30 @@ static __device__ generic_shared shared_of(float *base, int n_group, int dim)
     return sh;
 }
 
-/* Scores of a tile, (M11), and the statistics after it, (M13). */
+/* <q, k> in four interleaved sums: less rounding than one. */
+static __device__ float dot_of(const float *q, const float *k, int dim)
+{
+    float sum[4] = {};
+    for (int d = 0; d < dim; d += 4) {
+        for (int i = 0; i < 4; i++) sum[i] = fmaf(q[d + i], k[d + i], sum[i]);
+    }
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+/* Scores of a tile, (M11), and the statistics after it, (M13). A weight's exponent is one fused
+ * operation: the rounding of the maximum is common to all weights and cancels. */
 static __device__ void score_tile(const generic_args &args, const generic_shared &sh, int first_key,
                                   int position)
 {
     int lane = threadIdx.x % 32, dim = args.dim;
+    float scale = args.scale * args.k_scale;
     bool seen = dense_sees(args.batch, position, first_key + lane);
     for (int g = threadIdx.x / 32; g < args.n_group; g += WARPS) {
-        float dot = 0;
-        for (int d = 0; d < dim; d++)
-            dot = fmaf(sh.q[g * dim + d], sh.tile[lane * (dim + 1) + d], dot);
-        float score = seen ? args.scale * args.k_scale * dot : -INFINITY;
-        float before = sh.max[g], max = fmaxf(before, warp_max(score));
-        float weight = score == -INFINITY ? 0 : expf(score - max);
+        float dot = dot_of(sh.q + g * dim, sh.tile + lane * (dim + 1), dim);
+        bool counts = seen && scale * dot != -INFINITY;
+        float before = sh.max[g];
+        float max = fmaxf(before, warp_max(counts ? scale * dot : -INFINITY));
+        float weight = counts ? expf(fmaf(scale, dot, -max)) : 0;
         float factor = before == -INFINITY ? 0 : expf(before - max);
         float sum = warp_sum(weight);
         sh.weight[g * KEYS + lane] = weight;

@@ -295,8 +295,7 @@ template <int D, bool FP8> struct consumer {
             } else {
                 attend(item, head, slot, at, alone);
             }
-            __syncwarp();
-            if (lane == 0) mbarrier_arrive(smem_u32(&sm.q_empty[slot]));
+            mbarrier_arrive(smem_u32(&sm.q_empty[slot]));
         }
     }
 };
@@ -315,7 +314,8 @@ static __global__ void __launch_bounds__((hopper_shape<D, FP8>::THREADS), 1)
     if (threadIdx.x == 0) {
         for (int i = 0; i < Q_SLOTS; i++) {
             mbarrier_init(smem_u32(&sm.q_full[i]), 1);
-            mbarrier_init(smem_u32(&sm.q_empty[i]), CONSUMER_WARPS + shape::HELPER_WARPS);
+            mbarrier_init(smem_u32(&sm.q_empty[i]),
+                          shape::THREADS - 32); /* all but the loading warp */
         }
         for (int i = 0; i < shape::SLOTS; i++) {
             mbarrier_init(smem_u32(&sm.full[i]), FP8 ? shape::HELPER_WARPS : 1);

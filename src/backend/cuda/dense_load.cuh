@@ -165,20 +165,19 @@ template <int D> static __device__ void clean(hopper_shared<D, false> &sm, const
             landed_parity ^= 1u << at.slot;
             int last_row = item.position + item.n_tokens - 1 - tile * DENSE_KEYS;
             uint4 *chunks = (uint4 *)sm.ring[at.slot];
-#pragma unroll 2
+#pragma unroll 1
             for (int c = thread; c < shape::TILE_BYTES / 16; c += N) {
                 uint4 x = chunks[c];
                 if (is_finite(x)) continue;
                 chunks[c] = {finite_pair(x.x), finite_pair(x.y), finite_pair(x.z),
                              finite_pair(x.w)};
-                if (c / 8 % DENSE_KEYS <= last_row) sm.spoiled[slot] = 1;
+                if (c / 8 % DENSE_KEYS <= last_row) atomicOr(&sm.spoiled[slot], 1);
             }
             fence_proxy_async();
             named_barrier_sync(HELPER_BARRIER, N);
             if (thread == 0) mbarrier_arrive(smem_u32(&sm.full[at.slot]));
         }
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) mbarrier_arrive(smem_u32(&sm.q_empty[slot]));
+        mbarrier_arrive(smem_u32(&sm.q_empty[slot]));
     }
 }
 
@@ -237,7 +236,7 @@ template <int D> static __device__ void widen(hopper_shared<D, true> &sm, const 
                     uint4 y = {finite_four(x.x), finite_four(x.y), finite_four(x.z),
                                finite_four(x.w)};
                     bool spoiled = y.x != x.x || y.y != x.y || y.z != x.z || y.w != x.w;
-                    if (spoiled && row <= last_row) sm.spoiled[slot] = 1;
+                    if (spoiled && row <= last_row) atomicOr(&sm.spoiled[slot], 1);
                     x = y;
                 }
                 unsigned char *line = dst + column / 4 * HALF_BYTES + row * 128;
@@ -254,8 +253,7 @@ template <int D> static __device__ void widen(hopper_shared<D, true> &sm, const 
             from.advance();
             to.advance();
         }
-        __syncwarp();
-        if (lane == 0) mbarrier_arrive(smem_u32(&sm.q_empty[slot]));
+        mbarrier_arrive(smem_u32(&sm.q_empty[slot]));
     }
 }
 

@@ -1,0 +1,45 @@
+/* `msa bench attention --device cuda`: the speed table of one attention layer on a GPU. */
+#ifndef CLI_BENCH_DEVICE_H
+#define CLI_BENCH_DEVICE_H
+
+#include "bench_stage.h"
+
+#define DEVICE_MAX_REPS 64
+
+typedef struct device_times {
+    int32_t reps;
+    double us[DEVICE_MAX_REPS]; /* sorted; of one chunk, step or prompt */
+} device_times;
+
+double device_quantile(const device_times *t, double fraction);
+
+/* Run batch 0 once and look at its results; after stage_set. NULL, or what is wrong. */
+const char *device_check(bench_stage *s, const stage_shape *shape, int32_t what);
+
+/* Time batches in turn, at least three times and until the budget is spent or 25 are measured;
+ * after stage_set. A step is timed within a recording of many. NULL, or why not. */
+const char *device_time_chunk(bench_stage *s, const stage_shape *shape, int32_t what,
+                              double budget_seconds, device_times *t);
+const char *device_time_steps(bench_stage *s, const stage_shape *shape, int32_t what,
+                              double budget_seconds, device_times *t);
+/* A whole prompt, append included. Overwrites the pool's first sequence. */
+const char *device_time_prompt(bench_stage *s, int32_t n_tokens, int32_t what, int32_t reps,
+                               device_times *t);
+
+/* Rows of block ids for a chunk, as a caller with its own selection would pass; to s->blocks.
+ * Uniform ones, or clustered: the first, the newest two and thirteen that drift, three a token. The
+ * mean number of different blocks of 16 neighbouring tokens goes to *mean_union. */
+const char *device_draw_rows(bench_stage *s, const stage_shape *shape, int32_t is_clustered,
+                             double *mean_union);
+
+typedef struct bench_device_options {
+    const char *out, *commit, *device; /* device: as given */
+    int64_t max_context, seed;
+    double budget_seconds;
+    int32_t whole_dense;
+} bench_device_options;
+
+/* Returns an exit status. The context is the caller's. */
+int bench_device(msa_context *ctx, const bench_device_options *options);
+
+#endif
