@@ -108,7 +108,7 @@ static void print_isa_paths(void)
 static int run_doctor(const void *values)
 {
     cli_machine machine;
-    char text[160];
+    char text[160], why[256] = "";
     int status = CLI_OK;
     (void)values;
     cli_read_machine(&machine);
@@ -129,16 +129,15 @@ static int run_doctor(const void *values)
                  (int)msa_context_threads(ctx), msa_context_threads(ctx) == 1 ? "" : "s");
         line("in use", text);
         line("backend", msa_context_backend(ctx));
+    } else {
+        snprintf(why, sizeof(why), "%s", msa_last_error()); /* asking for GPUs overwrites it */
     }
     print_memory(&machine);
     print_gpus();
     cli_print("\nOptional parts\n");
     print_parts();
     print_environment();
-    if (created != MSA_OK) {
-        cli_flush();
-        status = cli_complain_library(created);
-    }
+    if (created != MSA_OK) status = cli_complain("%s", why);
     msa_context_destroy(ctx);
     return status;
 }
