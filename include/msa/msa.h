@@ -8,11 +8,12 @@
  * attention.h  select, attend, dense attend, merge, cache append
  * cache.h      the paged K, V and index-K pool
  * layer.h      norms, RoPE, linear, MoE, sampling
+ * gradient.h   gradients of all of these, the index branch's loss, AdamW
  * safetensors.h named arrays in files
  * model.h      model folders, tokenizer, chat prompts
  * engine.h     engine and sessions
  *
- * The first seven are libmsa (needs libc and libm only); the others are libmsa_engine.
+ * The first nine are libmsa (needs libc and libm only); the others are libmsa_engine.
  *
  * Sparse attention of one decode step:
  *
@@ -34,8 +35,9 @@
 #include "msa/cache.h"
 #include "msa/context.h"
 #include "msa/engine.h"
-#include "msa/layer.h"
+#include "msa/gradient.h"
 #include "msa/graph.h"
+#include "msa/layer.h"
 #include "msa/memory.h"
 #include "msa/model.h"
 #include "msa/safetensors.h"

@@ -9,8 +9,8 @@
 #define MSA_OPS_BACKEND_H
 
 #include "base/threads.h"
+#include "msa/gradient.h"
 #include "msa/graph.h"
-#include "msa/layer.h"
 
 /* Directions of memory_copy. */
 enum {
@@ -71,6 +71,48 @@ typedef struct msa__backend {
     msa_status (*router)(msa_context *ctx, const msa_router_args *args);
     size_t (*moe_workspace)(const msa_context *ctx, const msa_moe_args *args);
     msa_status (*moe)(msa_context *ctx, const msa_moe_args *args, void *workspace);
+
+    /* Gradients (msa/gradient.h). NULL: this backend does not train. */
+    size_t (*reverse_index_workspace)(const msa_context *ctx, const msa_reverse_index_args *args);
+    msa_status (*reverse_index)(msa_context *ctx, const msa_reverse_index_args *args,
+                                void *workspace);
+    size_t (*attend_backward_workspace)(const msa_context *ctx,
+                                        const msa_attend_backward_args *args);
+    msa_status (*attend_backward)(msa_context *ctx, const msa_attend_backward_args *args,
+                                  void *workspace);
+    size_t (*dense_attend_backward_workspace)(const msa_context *ctx,
+                                              const msa_dense_attend_backward_args *args);
+    msa_status (*dense_attend_backward)(msa_context *ctx,
+                                        const msa_dense_attend_backward_args *args,
+                                        void *workspace);
+    size_t (*index_kl_workspace)(const msa_context *ctx, const msa_index_kl_args *args);
+    msa_status (*index_kl)(msa_context *ctx, const msa_index_kl_args *args, void *workspace);
+    size_t (*block_mass_workspace)(const msa_context *ctx, const msa_block_mass_args *args);
+    msa_status (*block_mass)(msa_context *ctx, const msa_block_mass_args *args, void *workspace);
+
+    size_t (*embed_backward_workspace)(const msa_context *ctx, const msa_embed_backward_args *args);
+    msa_status (*embed_backward)(msa_context *ctx, const msa_embed_backward_args *args,
+                                 void *workspace);
+    size_t (*rmsnorm_backward_workspace)(const msa_context *ctx,
+                                         const msa_rmsnorm_backward_args *args);
+    msa_status (*rmsnorm_backward)(msa_context *ctx, const msa_rmsnorm_backward_args *args,
+                                   void *workspace);
+    size_t (*linear_backward_workspace)(const msa_context *ctx,
+                                        const msa_linear_backward_args *args);
+    msa_status (*linear_backward)(msa_context *ctx, const msa_linear_backward_args *args,
+                                  void *workspace);
+    msa_status (*swiglu_backward)(msa_context *ctx, const msa_swiglu_backward_args *args);
+    size_t (*router_backward_workspace)(const msa_context *ctx,
+                                        const msa_router_backward_args *args);
+    msa_status (*router_backward)(msa_context *ctx, const msa_router_backward_args *args,
+                                  void *workspace);
+    size_t (*moe_backward_workspace)(const msa_context *ctx, const msa_moe_backward_args *args);
+    msa_status (*moe_backward)(msa_context *ctx, const msa_moe_backward_args *args,
+                               void *workspace);
+    msa_status (*cross_entropy)(msa_context *ctx, const msa_cross_entropy_args *args);
+    msa_status (*adamw)(msa_context *ctx, const msa_adamw_args *args);
+    size_t (*sum_squares_workspace)(const msa_context *ctx, const msa_sum_squares_args *args);
+    msa_status (*sum_squares)(msa_context *ctx, const msa_sum_squares_args *args, void *workspace);
 } msa__backend;
 
 extern const msa__backend msa__ref_backend;
@@ -78,7 +120,7 @@ extern const msa__backend msa__cpu_backend;
 
 /* The CUDA backend lives in libmsa_cuda.so, opened when a context first asks for it; it exports one
  * function that returns its table. MSA__BACKEND_ABI changes with this header. */
-#define MSA__BACKEND_ABI 2
+#define MSA__BACKEND_ABI 3
 typedef struct msa__backend_host { /* what the plugin needs of the library that opens it */
     void (*set_error)(const char *format, ...);
 } msa__backend_host;
