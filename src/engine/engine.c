@@ -78,8 +78,8 @@ static msa_status create_cache(msa_engine *engine)
     uint8_t has_index[MSA__MAX_LAYERS];
     int32_t n_index = 0;
     for (int32_t i = 0; i < config->n_layers; i++) {
-        has_index[i] =
-            config->layers[i].sparse_attention && engine->args.attention == MSA_ATTENTION_SPARSE;
+        has_index[i] = config->layers[i].attention == MSA__ATTENTION_MSA &&
+                       engine->args.attention == MSA_ATTENTION_SPARSE;
         n_index += has_index[i];
     }
     msa_cache_args args;
@@ -296,8 +296,8 @@ static msa_status take_back(const msa_engine *engine, const msa_batch_item *item
 static void count_blocks(const msa_engine *engine, msa_session *session, int64_t n_tokens)
 {
     const msa__config *config = &engine->model->config;
-    int64_t visible = 0, read = 0, n_sparse = 0;
-    for (int32_t i = 0; i < config->n_layers; i++) n_sparse += config->layers[i].sparse_attention;
+    int64_t visible = 0, read = 0;
+    int64_t n_sparse = msa__config_count_attention(config, MSA__ATTENTION_MSA);
     for (int64_t t = 0; t < n_tokens; t++) {
         int64_t blocks = (session->n_tokens + t) / config->block_size + 1;
         int64_t kept = blocks < config->topk_blocks ? blocks : config->topk_blocks;

@@ -190,7 +190,8 @@ static msa_status read_activation(msa__config *config, const msa__json *text, in
     return MSA_OK;
 }
 
-/* A list of n_layers entries, each off (0) or on (1), as integers or as two words. */
+/* A list of n_layers entries, each off (0: dense attention or MLP) or on (1: MSA or MoE), as
+ * integers or as two words. */
 static msa_status read_layer_list(const msa__json *object, const char *key, int32_t n_layers,
                                   const char *off, const char *on, uint8_t *out, size_t stride)
 {
@@ -252,7 +253,7 @@ static msa_status read_sparse_flattened(msa__config *config, const msa__json *te
     static const index_keys keys = {"index_n_heads", "index_head_dim", "index_block_size",
                                     "index_topk_blocks", "index_local_blocks"};
     MSA_TRY(read_layer_list(text, "layer_types", config->n_layers, "full_attention",
-                            "minimax_m3_sparse", &config->layers[0].sparse_attention,
+                            "minimax_m3_sparse", &config->layers[0].attention,
                             sizeof(config->layers[0])));
     return read_index_shape(config, text, &keys);
 }
@@ -267,7 +268,7 @@ static msa_status check_index_value(const msa__config *config, const msa__json *
                             disabled, 1));
     const msa__json *item = list->child;
     for (int32_t i = 0; i < config->n_layers; i++, item = item->next) {
-        if (config->layers[i].sparse_attention && !disabled[i]) {
+        if (config->layers[i].attention == MSA__ATTENTION_MSA && !disabled[i]) {
             return msa__json_fail(item, MSA_EUNSUPPORTED,
                                   "an index value path is not implemented, must be 1");
         }
@@ -286,7 +287,7 @@ static msa_status read_sparse_released(msa__config *config, const msa__json *tex
     MSA_TRY(need_bool(sparse, "use_sparse_attention", &use));
     if (!use) return MSA_OK;
     MSA_TRY(read_layer_list(sparse, "sparse_attention_freq", config->n_layers, NULL, NULL,
-                            &config->layers[0].sparse_attention, sizeof(config->layers[0])));
+                            &config->layers[0].attention, sizeof(config->layers[0])));
     MSA_TRY(read_index_shape(config, sparse, &keys));
     TRY_INT(sparse, "sparse_init_block", 0, config->topk_blocks - config->n_local_blocks,
             &config->n_init_blocks);
@@ -295,6 +296,13 @@ static msa_status read_sparse_released(msa__config *config, const msa__json *tex
         return msa__json_fail(pooling, MSA_EUNSUPPORTED, "only \"max\" is implemented");
     }
     return check_index_value(config, sparse);
+}
+
+int32_t msa__config_count_attention(const msa__config *config, msa__attention_kind kind)
+{
+    int32_t n = 0;
+    for (int32_t i = 0; i < config->n_layers; i++) n += config->layers[i].attention == kind;
+    return n;
 }
 
 static int32_t count_moe_layers(const msa__config *config)
@@ -466,6 +474,7 @@ static msa_status read_all(msa__config *config, const msa__json *root)
     if (!text) text = root;
     MSA_TRY(msa__json_type_is(text, MSA__JSON_OBJECT));
     int32_t flattened = msa__json_get(text, "layer_types") != NULL;
+    config->block_size = 128; /* of the cache, where no layer has another need */
     MSA_TRY(read_architecture(config, root));
     MSA_TRY(check_fixed_values(text));
     MSA_TRY(read_shape(config, text));

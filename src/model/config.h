@@ -7,9 +7,15 @@
 
 #define MSA__MAX_LAYERS 1024
 
+/* What a layer's attention is. config.json may name only the kinds that run. */
+typedef enum msa__attention_kind {
+    MSA__ATTENTION_DENSE, /* full causal attention */
+    MSA__ATTENTION_MSA
+} msa__attention_kind;
+
 typedef struct msa__layer_kind {
-    uint8_t sparse_attention; /* 1: MSA; 0: full causal attention */
-    uint8_t moe;              /* 1: mixture of experts; 0: dense MLP */
+    uint8_t attention; /* msa__attention_kind */
+    uint8_t moe;       /* 1: mixture of experts; 0: dense MLP */
 } msa__layer_kind;
 
 typedef struct msa__config {
@@ -45,6 +51,9 @@ msa_status msa__config_read(msa__config *config, const char *dir);
 /* The same for a parsed config.json. */
 msa_status msa__config_parse(msa__config *config, const msa__json *root);
 void msa__config_free(msa__config *config);
+
+/* How many layers are of a kind. */
+int32_t msa__config_count_attention(const msa__config *config, msa__attention_kind kind);
 
 /* 1: quantisation leaves the module alone: its name contains an ignored one, at dots. */
 int32_t msa__config_ignores(const msa__config *config, const char *module);

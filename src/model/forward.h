@@ -118,7 +118,8 @@ msa_status msa__forward_run(msa__forward *forward, const msa__batch *batch, cons
 /* 1 when a layer selects blocks in this pass. */
 static inline int msa__forward_layer_selects(const msa__forward *forward, int32_t layer)
 {
-    return forward->model->config.layers[layer].sparse_attention && !forward->args.dense_attention;
+    return forward->model->config.layers[layer].attention == MSA__ATTENTION_MSA &&
+           !forward->args.dense_attention;
 }
 
 #endif

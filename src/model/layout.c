@@ -61,7 +61,7 @@ static void expert_shape(const msa__config *c, const msa__layer_role *role, int6
 void msa__role_shape(const msa__config *c, const msa__layer_role *role, int32_t layer,
                      int64_t *rows, int64_t *columns)
 {
-    int32_t sparse = c->layers[layer].sparse_attention, moe = c->layers[layer].moe;
+    int32_t sparse = c->layers[layer].attention == MSA__ATTENTION_MSA, moe = c->layers[layer].moe;
     int64_t hidden = c->hidden_size, q = (int64_t)c->n_q_heads * c->head_dim;
     int64_t kv = (int64_t)c->n_kv_heads * c->head_dim;
     *rows = *columns = 0;

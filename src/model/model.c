@@ -154,8 +154,8 @@ static void describe(const msa__config *c, const msa__counts *counts, msa_model_
     msa_model_info_init(info);
     memcpy(info->architecture, c->architecture, sizeof(info->architecture));
     info->n_layers = c->n_layers;
+    info->n_sparse_layers = msa__config_count_attention(c, MSA__ATTENTION_MSA);
     for (int32_t i = 0; i < c->n_layers; i++) {
-        info->n_sparse_layers += c->layers[i].sparse_attention;
         info->n_moe_layers += c->layers[i].moe;
     }
     info->hidden_size = c->hidden_size;
@@ -211,7 +211,7 @@ msa_status msa_model_layer_kind(const msa_model *model, int32_t layer, int32_t *
         return MSA_FAIL(MSA_EINVAL, "model_layer_kind: layer = %d, must be in 0..%d", layer,
                         model->config.n_layers - 1);
     }
-    *sparse_attention = model->config.layers[layer].sparse_attention;
+    *sparse_attention = model->config.layers[layer].attention == MSA__ATTENTION_MSA;
     *moe = model->config.layers[layer].moe;
     return MSA_OK;
 }

@@ -87,7 +87,8 @@ static void expect_m3(const msa__config *c)
     assert_int_equal(c->image_token_id, 200025);
     assert_int_equal(c->video_token_id, 200026);
     for (int i = 0; i < 60; i++) {
-        assert_int_equal(c->layers[i].sparse_attention, i >= 3);
+        assert_int_equal(c->layers[i].attention,
+                         i >= 3 ? MSA__ATTENTION_MSA : MSA__ATTENTION_DENSE);
         assert_int_equal(c->layers[i].moe, i >= 3);
     }
 }
@@ -196,7 +197,8 @@ static void expect_changed(const char *base, const char *from, const char *to,
 
 static void is_dense_everywhere(const msa__config *c)
 {
-    for (int i = 0; i < c->n_layers; i++) assert_int_equal(c->layers[i].sparse_attention, 0);
+    assert_int_equal(msa__config_count_attention(c, MSA__ATTENTION_DENSE), c->n_layers);
+    assert_int_equal(c->block_size, 128); /* of the cache */
 }
 
 static void has_beta(const msa__config *c)

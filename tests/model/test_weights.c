@@ -177,7 +177,7 @@ static int print_kinds(char *text, size_t room, const msa__config *c, int moe, c
 {
     int used = 0;
     for (int32_t i = 0; i < c->n_layers; i++) {
-        int flag = moe ? c->layers[i].moe : c->layers[i].sparse_attention;
+        int flag = moe ? c->layers[i].moe : c->layers[i].attention == MSA__ATTENTION_MSA;
         used +=
             snprintf(text + used, room - (size_t)used, "%s\"%s\"", i ? ", " : "", flag ? on : off);
     }
