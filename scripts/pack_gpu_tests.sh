@@ -12,7 +12,7 @@ packed=$directory/msa-gpu-tests
 mkdir -p "$packed/src" "$packed/lib" "$packed/tests/ops" "$packed/scripts"
 cp "$build/src/libmsa_cuda.so.0" "$build/src/libmsa.so.0" "$packed/src/"
 for program in op_attend op_embed op_index8 op_linear op_moe op_rmsnorm op_rope op_router op_select op_swiglu \
-    test_attention_args test_determinism test_identities; do
+    test_attention_args test_determinism test_huge_offsets test_identities; do
     cp "$build/tests/ops/$program" "$packed/tests/ops/"
 done
 cmocka=$(ldd "$packed/tests/ops/op_rope" | awk '/libcmocka/ { print $3 }')

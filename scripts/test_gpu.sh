@@ -24,7 +24,7 @@ mkdir -p "$logs"
 export MSA_TEST_BACKEND=cuda
 export LD_LIBRARY_PATH="$build/src:$build/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 
-attention="op_select op_attend op_index8 test_identities test_determinism test_attention_args"
+attention="op_select op_attend op_index8 test_identities test_determinism test_attention_args test_huge_offsets"
 layer="op_embed op_linear op_moe op_rmsnorm op_rope op_router op_swiglu"
 n_passed=0
 n_failed=0
