@@ -100,7 +100,7 @@ def flex(n_keys, is_clustered):
     union = chosen.view(KV_HEADS, CHUNK // BLOCK, BLOCK, -1).any(2)
     union = union.repeat_interleave(Q_HEADS // KV_HEADS, 0)[None]
     number = union.sum(-1, dtype=torch.int32)
-    order = union.to(torch.int8).argsort(-1, descending=True, stable=True).to(torch.int32)
+    order = union.to(torch.int8).argsort(dim=-1, descending=True, stable=True).to(torch.int32)
     first = n_keys - CHUNK
 
     def mask(b, h, i, j):
