@@ -15,5 +15,6 @@ fi
 status=$?
 grep -v -e '^ptxas info *: [0-9]* bytes gmem' -e '^ptxas info *: Compiling entry' \
     -e '^ptxas info *: Function properties' -e '^ptxas info *: Used ' \
-    -e '^ *0 bytes stack frame, 0 bytes spill' "$object.log" >&2
+    -e '^ptxas info *: Compile time' -e '^ *[0-9]* bytes stack frame, 0 bytes spill stores' \
+    "$object.log" >&2
 exit $status
