@@ -20,6 +20,7 @@ ALLOWED = {
     "src/backend/cpu": ["include", "src/base", "src/ops"],
     "src/backend/cuda": ["include", "src/base", "src/ops"],
     "src/model": ["include", "src/base"],
+    "src/data": ["include", "src/base", "src/model"],
     "src/engine": ["include", "src/base", "src/model"],
     "cli": ["include"],
 }

@@ -5,7 +5,7 @@
 #include "base/alloc.h"
 #include "base/error.h"
 #include "base/overflow.h"
-#include "engine/checksum.h"
+#include "model/checksum.h"
 #include "msa/memory.h"
 
 #include <errno.h>

@@ -3,7 +3,7 @@
 
 #include "base/error.h"
 #include "base/overflow.h"
-#include "engine/checksum.h"
+#include "model/checksum.h"
 
 #include <string.h>
 

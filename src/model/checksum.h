@@ -1,7 +1,7 @@
 /* A 64-bit checksum against damaged files: every changed, missing or moved word changes the sum
  * with probability 1 - 2^-64; it is no protection against forgery. */
-#ifndef MSA_ENGINE_CHECKSUM_H
-#define MSA_ENGINE_CHECKSUM_H
+#ifndef MSA_MODEL_CHECKSUM_H
+#define MSA_MODEL_CHECKSUM_H
 
 #include <stddef.h>
 #include <stdint.h>

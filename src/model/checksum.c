@@ -1,7 +1,7 @@
 /* Four independent lanes of multiply-rotate, so that the sum runs at memory speed. Each step is a
  * bijection of the lane for a given word and of the word for a given lane: one changed word always
  * changes its lane. */
-#include "engine/checksum.h"
+#include "model/checksum.h"
 
 #include <string.h>
 
