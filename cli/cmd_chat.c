@@ -229,6 +229,7 @@ static int run_chat(const void *values)
     c.options = values;
     cli_interrupt_catch();
     int status = cli_runtime_open(&c.runtime, c.options->model, &c.options->engine);
+    if (status == CLI_OK) status = cli_check_chat(c.options->model);
     if (status == CLI_OK) status = cli_runtime_start(&c.runtime, choose_context(&c));
     if (status == CLI_OK) status = begin_conversation(&c);
     if (status == CLI_OK) {

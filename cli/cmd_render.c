@@ -1,5 +1,6 @@
 /* msa render: the exact prompt of a conversation. */
 #include "command.h"
+#include "conversation.h"
 #include "output.h"
 #include "text.h"
 
@@ -15,10 +16,9 @@ static int run_render(const void *values)
     cli_buffer request = {0};
     char *prompt;
     size_t prompt_bytes;
-    msa_status status = msa_chat_check(v->model);
-    if (status != MSA_OK) return cli_complain_library(status);
+    if (cli_check_chat(v->model) != CLI_OK) return CLI_FAILED;
     if (!cli_read_file(&request, "-")) return CLI_FAILED;
-    status = msa_chat_render(request.data, request.n, &prompt, &prompt_bytes);
+    msa_status status = msa_chat_render(request.data, request.n, &prompt, &prompt_bytes);
     cli_buffer_free(&request);
     if (status == MSA_EINVAL) { /* the template's own words, and nothing else */
         cli_talk("%s\n", msa_last_error());

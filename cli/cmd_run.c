@@ -38,7 +38,8 @@ static int wrap_as_chat(const run_options *o, cli_buffer *prompt)
     char *text = NULL;
     size_t n_bytes = 0;
     cli_buffer messages = {0};
-    int status = CLI_OK;
+    int status = cli_check_chat(o->model);
+    if (status != CLI_OK) return status;
     if ((o->system && !cli_add_message(&messages, "system", o->system, strlen(o->system))) ||
         !cli_add_message(&messages, "user", prompt->data, prompt->n)) {
         status = cli_complain("out of memory");

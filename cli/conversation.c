@@ -97,3 +97,9 @@ int cli_load_messages(cli_buffer *messages, const char *path)
     cli_buffer_free(&text);
     return status;
 }
+
+int cli_check_chat(const char *dir)
+{
+    msa_status status = msa_chat_check(dir);
+    return status == MSA_OK ? CLI_OK : cli_complain_library(status);
+}

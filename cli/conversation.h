@@ -23,4 +23,7 @@ int cli_render(const cli_buffer *messages, int32_t thinking, char **text, size_t
 int cli_save_messages(const cli_buffer *messages, const char *path);
 int cli_load_messages(cli_buffer *messages, const char *path);
 
+/* CLI_OK when the model in a folder is one whose prompt cli_render writes; complains otherwise. */
+int cli_check_chat(const char *dir);
+
 #endif

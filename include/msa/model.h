@@ -88,8 +88,8 @@ MSA_ARGS_INIT(msa_model_info)
 
 typedef struct msa_model msa_model;
 
-/* Open a model folder: config.json (released M3 layout, or the flattened transformers-5 layout) and
- * safetensors by mmap, released or transformers tensor names. Lazy: weights are read when used, or
+/* Open a model folder: config.json (MiniMax-M3 in its released or its flattened transformers-5 layout,
+ * Llama, Qwen3) and safetensors by mmap, released or transformers tensor names. Lazy: weights are read when used, or
  * copied to a device by msa_model_load.
  *
  * Ownership *out is owned: msa_model_close; ctx is retained

@@ -1,4 +1,6 @@
-/* config.json: two layouts of one model family, read into one flat struct; see config.h.
+/* config.json: model families and their layouts, read into one flat struct; see config.h.
+ *
+ * MiniMax-M3 has two layouts; the keys of Llama and Qwen3 are read in config_gqa.c.
  *
  *   released      text_config with sparse_attention_config{} and moe_layer_freq[] (0 or 1)
  *   transformers  the same keys flattened: index_*, layer_types[], mlp_layer_types[],
@@ -11,20 +13,14 @@
 #include "model/config.h"
 
 #include "base/error.h"
+#include "model/config_gqa.h"
+#include "model/json_optional.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define CONFIG_MAX_BYTES ((size_t)16 << 20)
 #define MAX_WIDTH        (1 << 18) /* with the other limits every parameter count fits int64 */
-
-#define TRY_INT(object, key, low, high, out)                                                       \
-    do {                                                                                           \
-        const msa__json *value_;                                                                   \
-        MSA_TRY(msa__json_need(object, key, &value_));                                             \
-        MSA_TRY(msa__json_int32(value_, low, high, out));                                          \
-    } while (0)
 
 static msa_status need_bool(const msa__json *object, const char *key, int32_t *out)
 {
@@ -33,44 +29,36 @@ static msa_status need_bool(const msa__json *object, const char *key, int32_t *o
     return msa__json_bool(value, out);
 }
 
-static msa_status need_positive(const msa__json *object, const char *key, double *out)
-{
-    const msa__json *value;
-    MSA_TRY(msa__json_need(object, key, &value));
-    MSA_TRY(msa__json_double(value, out));
-    if (*out > 0 && *out < 1e30) return MSA_OK;
-    return msa__json_fail(value, MSA_EFORMAT, "must be above 0 and below 1e30");
-}
-
 /* ---- values with one meaning we implement -------------------------------------------------- */
 
 typedef struct fixed_value {
     const char *key;
     const char *text; /* a string; NULL: one of the literals below */
     msa__json_type type;
+    int32_t only_m3; /* 1: the other families read or check the key in config_gqa.c */
 } fixed_value;
 
 /* Where present (and not null), these must be exactly so. */
 static const fixed_value fixed_values[] = {
-    {"scoring_func", "sigmoid", MSA__JSON_STRING},
-    {"qk_norm_type", "per_head", MSA__JSON_STRING},
-    {"attention_output_gate", NULL, MSA__JSON_FALSE},
-    {"attention_bias", NULL, MSA__JSON_FALSE},
-    {"mlp_bias", NULL, MSA__JSON_FALSE},
-    {"norm_topk_prob", NULL, MSA__JSON_TRUE},
-    {"rope_scaling", NULL, MSA__JSON_NULL},
-    {"sliding_window", NULL, MSA__JSON_NULL},
-    {"attn_logit_softcapping", NULL, MSA__JSON_NULL},
-    {"final_logit_softcapping", NULL, MSA__JSON_NULL},
-    {"attention_sinks", NULL, MSA__JSON_NULL},
+    {"scoring_func", "sigmoid", MSA__JSON_STRING, 0},
+    {"qk_norm_type", "per_head", MSA__JSON_STRING, 0},
+    {"attention_output_gate", NULL, MSA__JSON_FALSE, 0},
+    {"attention_bias", NULL, MSA__JSON_FALSE, 0},
+    {"mlp_bias", NULL, MSA__JSON_FALSE, 0},
+    {"norm_topk_prob", NULL, MSA__JSON_TRUE, 0},
+    {"rope_scaling", NULL, MSA__JSON_NULL, 1},
+    {"sliding_window", NULL, MSA__JSON_NULL, 1},
+    {"attn_logit_softcapping", NULL, MSA__JSON_NULL, 0},
+    {"final_logit_softcapping", NULL, MSA__JSON_NULL, 0},
+    {"attention_sinks", NULL, MSA__JSON_NULL, 0},
 };
 
-static msa_status check_fixed_values(const msa__json *text)
+static msa_status check_fixed_values(const msa__config *config, const msa__json *text)
 {
     for (size_t i = 0; i < sizeof(fixed_values) / sizeof(fixed_values[0]); i++) {
         const fixed_value *fixed = &fixed_values[i];
         const msa__json *value = msa__json_get(text, fixed->key);
-        if (!value || value->type == MSA__JSON_NULL) continue;
+        if (is_null(value) || (fixed->only_m3 && config->family != MSA__FAMILY_M3)) continue;
         if (fixed->text) {
             if (msa__json_equals(value, fixed->text)) continue;
             return msa__json_fail(value, MSA_EUNSUPPORTED, "only \"%s\" is implemented",
@@ -87,27 +75,66 @@ static msa_status check_fixed_values(const msa__json *text)
 
 /* ---- the parts ----------------------------------------------------------------------------- */
 
-static msa_status read_architecture(msa__config *config, const msa__json *root)
+typedef struct known_architecture {
+    const char *class_name, *model_type;
+    msa__family family;
+    int32_t has_index; /* of a dense family, with the index branch of docs/conversion.md */
+} known_architecture;
+
+static const known_architecture known_architectures[] = {
+    {"MiniMaxM3SparseForConditionalGeneration", "minimax_m3_vl", MSA__FAMILY_M3, 0},
+    {"MiniMaxM3SparseForCausalLM", "minimax_m3_vl_text", MSA__FAMILY_M3, 0},
+    {"MiniMaxM3VLForConditionalGeneration", NULL, MSA__FAMILY_M3, 0},
+    {"MiniMaxM3VLForCausalLM", NULL, MSA__FAMILY_M3, 0},
+    {"LlamaForCausalLM", "llama", MSA__FAMILY_LLAMA, 0},
+    {"Qwen3ForCausalLM", "qwen3", MSA__FAMILY_QWEN3, 0},
+    {"MSALlamaForCausalLM", "msa_llama", MSA__FAMILY_LLAMA, 1},
+    {"MSAQwen3ForCausalLM", "msa_qwen3", MSA__FAMILY_QWEN3, 1},
+};
+
+/* The class name or, where there is none, the model type. */
+static msa_status read_architecture(msa__config *config, const msa__json *root, int32_t *has_index)
 {
-    static const char *const known[] = {
-        "MiniMaxM3SparseForConditionalGeneration",
-        "MiniMaxM3SparseForCausalLM",
-        "MiniMaxM3VLForConditionalGeneration",
-        "MiniMaxM3VLForCausalLM",
-        "minimax_m3_vl",
-        "minimax_m3_vl_text",
-    };
     const msa__json *list = msa__json_get(root, "architectures");
     const msa__json *name = list && list->type == MSA__JSON_ARRAY ? list->child : NULL;
     if (!name) MSA_TRY(msa__json_need(root, "model_type", &name));
-    for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
-        if (!msa__json_equals(name, known[i])) continue;
-        strcpy(config->architecture, known[i]);
+    for (size_t i = 0; i < sizeof(known_architectures) / sizeof(known_architectures[0]); i++) {
+        const known_architecture *known = &known_architectures[i];
+        int32_t by_type = known->model_type && msa__json_equals(name, known->model_type);
+        if (!by_type && !msa__json_equals(name, known->class_name)) continue;
+        strcpy(config->architecture, by_type ? known->model_type : known->class_name);
+        config->family = known->family;
+        *has_index = known->has_index;
         return MSA_OK;
     }
-    return msa__json_fail(
-        name, MSA_EUNSUPPORTED,
-        "only MiniMax-M3 is implemented (MiniMaxM3SparseForConditionalGeneration)");
+    return msa__json_fail(name, MSA_EUNSUPPORTED,
+                          "only MiniMax-M3 (MiniMaxM3SparseForConditionalGeneration), "
+                          "LlamaForCausalLM and Qwen3ForCausalLM are implemented");
+}
+
+/* Absent, M3's head_dim is an error and that of the others H / Hq. */
+static msa_status read_head_dim(msa__config *config, const msa__json *text)
+{
+    const msa__json *value = msa__json_get(text, "head_dim");
+    const msa__json *hidden = msa__json_get(text, "hidden_size");
+    if (!is_null(value) || config->family == MSA__FAMILY_M3) {
+        MSA_TRY(msa__json_need(text, "head_dim", &value));
+        MSA_TRY(msa__json_int32(value, 16, 512, &config->head_dim));
+        if (config->head_dim % 16 == 0) return MSA_OK;
+        return msa__json_fail(value, MSA_EUNSUPPORTED, "must be a multiple of 16");
+    }
+    config->head_dim = config->hidden_size / config->n_q_heads;
+    if (config->hidden_size % config->n_q_heads != 0) {
+        return msa__json_fail(hidden, MSA_EFORMAT,
+                              "must be a multiple of num_attention_heads = %d without head_dim",
+                              config->n_q_heads);
+    }
+    if (config->head_dim % 16 == 0 && config->head_dim <= 512 && config->head_dim > 0) {
+        return MSA_OK;
+    }
+    return msa__json_fail(hidden, MSA_EUNSUPPORTED,
+                          "its heads of %d must have a multiple of 16 dims, at most 512",
+                          config->head_dim);
 }
 
 static msa_status read_shape(msa__config *config, const msa__json *text)
@@ -116,16 +143,15 @@ static msa_status read_shape(msa__config *config, const msa__json *text)
     TRY_INT(text, "hidden_size", 1, 1 << 20, &config->hidden_size);
     TRY_INT(text, "vocab_size", 1, 1 << 24, &config->vocab_size);
     TRY_INT(text, "num_attention_heads", 1, 4096, &config->n_q_heads);
-    TRY_INT(text, "num_key_value_heads", 1, 4096, &config->n_kv_heads);
-    TRY_INT(text, "head_dim", 16, 512, &config->head_dim);
+    config->n_kv_heads = config->n_q_heads;
+    if (config->family == MSA__FAMILY_M3 || !is_null(msa__json_get(text, "num_key_value_heads"))) {
+        TRY_INT(text, "num_key_value_heads", 1, 4096, &config->n_kv_heads);
+    }
     if (config->n_q_heads % config->n_kv_heads != 0) {
         return msa__json_fail(msa__json_get(text, "num_attention_heads"), MSA_EFORMAT,
                               "must be a multiple of num_key_value_heads = %d", config->n_kv_heads);
     }
-    if (config->head_dim % 16 != 0) {
-        return msa__json_fail(msa__json_get(text, "head_dim"), MSA_EUNSUPPORTED,
-                              "must be a multiple of 16");
-    }
+    MSA_TRY(read_head_dim(config, text));
     const msa__json *positions;
     MSA_TRY(msa__json_need(text, "max_position_embeddings", &positions));
     return msa__json_int64(positions, 1, INT32_MAX, &config->max_positions);
@@ -255,7 +281,12 @@ static msa_status read_sparse_flattened(msa__config *config, const msa__json *te
     MSA_TRY(read_layer_list(text, "layer_types", config->n_layers, "full_attention",
                             "minimax_m3_sparse", &config->layers[0].attention,
                             sizeof(config->layers[0])));
-    return read_index_shape(config, text, &keys);
+    if (msa__config_count_attention(config, MSA__ATTENTION_MSA) == 0) return MSA_OK;
+    MSA_TRY(read_index_shape(config, text, &keys));
+    if (!msa__json_get(text, "index_init_blocks")) return MSA_OK;
+    TRY_INT(text, "index_init_blocks", 0, config->topk_blocks - config->n_local_blocks,
+            &config->n_init_blocks);
+    return MSA_OK;
 }
 
 /* An MSA layer whose index branch has a value path would need weights we do not know. */
@@ -467,23 +498,35 @@ static msa_status read_tie(msa__config *config, const msa__json *root, const msa
     return MSA_OK;
 }
 
-static msa_status read_all(msa__config *config, const msa__json *root)
+static msa_status read_m3(msa__config *config, const msa__json *root, const msa__json *text)
 {
-    MSA_TRY(msa__json_type_is(root, MSA__JSON_OBJECT));
-    const msa__json *text = msa__json_get(root, "text_config");
-    if (!text) text = root;
-    MSA_TRY(msa__json_type_is(text, MSA__JSON_OBJECT));
     int32_t flattened = msa__json_get(text, "layer_types") != NULL;
-    config->block_size = 128; /* of the cache, where no layer has another need */
-    MSA_TRY(read_architecture(config, root));
-    MSA_TRY(check_fixed_values(text));
-    MSA_TRY(read_shape(config, text));
     MSA_TRY(read_norms(config, text, flattened));
     MSA_TRY(read_rope(config, text));
     MSA_TRY(read_activation(config, text, flattened));
     MSA_TRY(flattened ? read_sparse_flattened(config, text) : read_sparse_released(config, text));
     MSA_TRY(read_moe(config, text, flattened));
-    MSA_TRY(read_quantization(config, root, text));
+    return read_quantization(config, root, text);
+}
+
+static msa_status read_all(msa__config *config, const msa__json *root)
+{
+    int32_t has_index = 0;
+    MSA_TRY(msa__json_type_is(root, MSA__JSON_OBJECT));
+    MSA_TRY(read_architecture(config, root, &has_index));
+    const msa__json *text = msa__json_get(root, "text_config");
+    if (!text || config->family != MSA__FAMILY_M3) text = root;
+    MSA_TRY(msa__json_type_is(text, MSA__JSON_OBJECT));
+    config->block_size = 128; /* of the cache, where no layer has another need */
+    MSA_TRY(check_fixed_values(config, text));
+    MSA_TRY(read_shape(config, text));
+    if (config->family == MSA__FAMILY_M3) {
+        MSA_TRY(read_m3(config, root, text));
+    } else {
+        MSA_TRY(msa__config_read_gqa(config, root));
+        MSA_TRY(has_index ? read_sparse_flattened(config, root)
+                          : msa__config_check_full_layers(config, root));
+    }
     MSA_TRY(read_tie(config, root, text));
     return read_tokens(config, root, text);
 }

@@ -18,8 +18,26 @@ typedef struct msa__layer_kind {
     uint8_t moe;       /* 1: mixture of experts; 0: dense MLP */
 } msa__layer_kind;
 
+/* Which model class a config is of; families differ in keys, tensor names, norms and MLPs. */
+typedef enum msa__family {
+    MSA__FAMILY_M3,
+    MSA__FAMILY_LLAMA,
+    MSA__FAMILY_QWEN3 /* Llama with per-head q/k norms */
+} msa__family;
+
+/* How RoPE's frequencies are stretched for contexts longer than those of the first training. */
+typedef enum msa__rope_kind { MSA__ROPE_PLAIN, MSA__ROPE_LINEAR, MSA__ROPE_LLAMA3 } msa__rope_kind;
+
+typedef struct msa__rope_scaling {
+    msa__rope_kind kind;
+    double factor;
+    double low_freq_factor, high_freq_factor; /* llama3 */
+    int64_t original_positions;               /* llama3: context of the first training */
+} msa__rope_scaling;
+
 typedef struct msa__config {
     char architecture[64];
+    msa__family family;
     int32_t n_layers, hidden_size, vocab_size;
     int32_t n_q_heads, n_kv_heads, head_dim;
     int64_t max_positions;
@@ -28,14 +46,16 @@ typedef struct msa__config {
     int32_t qk_norm;       /* per-head q/k norm */
     double rope_theta;
     int32_t rotary_dim;
+    msa__rope_scaling rope_scaling;
     msa_activation activation;
     int32_t dense_width, expert_width, shared_width;
     int32_t n_experts, n_experts_per_token, n_shared_experts; /* shared: 0 or 1 */
     float routed_scaling;
     int32_t router_bias; /* e_score_correction_bias is present */
     int32_t tie_embeddings;
-    int32_t index_dim, block_size, topk_blocks, n_init_blocks, n_local_blocks;
-    int32_t mxfp8; /* quantization_config.quant_method */
+    int32_t index_dim, topk_blocks, n_init_blocks, n_local_blocks; /* 0 without MSA layers */
+    int32_t block_size; /* of the selection; without MSA layers of the cache's pages */
+    int32_t mxfp8;      /* quantization_config.quant_method */
     int32_t n_ignored;
     char **ignored_layers;                  /* modules quantisation leaves alone; owned */
     int32_t image_token_id, video_token_id; /* -1: none */
@@ -45,7 +65,8 @@ typedef struct msa__config {
     msa__layer_kind layers[MSA__MAX_LAYERS];
 } msa__config;
 
-/* Read dir/config.json in the released M3 layout or the flattened transformers-5 layout.
+/* Read dir/config.json: MiniMax-M3 in the released or the flattened transformers-5 layout, Llama,
+ * Qwen3, or one of the latter two with an index branch (docs/conversion.md).
  * Errors    MSA_EIO, MSA_EFORMAT (key, value, rule), MSA_EUNSUPPORTED (key, value), MSA_ENOMEM */
 msa_status msa__config_read(msa__config *config, const char *dir);
 /* The same for a parsed config.json. */

@@ -4,8 +4,8 @@
 #include "base/arena.h"
 #include "base/error.h"
 #include "model/forward_pass.h"
+#include "model/rope_frequencies.h"
 
-#include <math.h>
 #include <string.h>
 
 /* Rows of logits that are made together: enough for the head to run well, few enough to hold. */
@@ -196,16 +196,12 @@ static void lay_out_buffers(msa__forward *f, const msa__config *c, msa__arena *a
     f->workspace = msa__arena_take(arena, 1, f->workspace_bytes);
 }
 
-/* The frequencies of transformers, in the f32 steps it takes. */
 static msa_status upload_inv_freq(const msa__forward *f, const msa__config *config)
 {
-    float inv_freq[256]; /* head_dim is at most 512 */
-    int32_t n = config->rotary_dim / 2;
-    for (int32_t i = 0; i < n; i++) {
-        float exponent = (float)(2 * i) / (float)config->rotary_dim;
-        inv_freq[i] = 1.0f / powf((float)config->rope_theta, exponent);
-    }
-    return msa_memory_upload(f->ctx, f->inv_freq, inv_freq, (size_t)n * sizeof(*inv_freq));
+    float inv_freq[MSA__MAX_ROPE_FREQUENCIES];
+    msa__rope_frequencies(config, inv_freq);
+    return msa_memory_upload(f->ctx, f->inv_freq, inv_freq,
+                             (size_t)(config->rotary_dim / 2) * sizeof(*inv_freq));
 }
 
 /* ---- memory ------------------------------------------------------------------------------- */

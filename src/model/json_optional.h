@@ -5,6 +5,14 @@
 #include "base/error.h"
 #include "model/json.h"
 
+/* An integer member that must be there. */
+#define TRY_INT(object, key, low, high, out)                                                       \
+    do {                                                                                           \
+        const msa__json *value_;                                                                   \
+        MSA_TRY(msa__json_need(object, key, &value_));                                             \
+        MSA_TRY(msa__json_int32(value_, low, high, out));                                          \
+    } while (0)
+
 /* Absent or null. */
 static inline int32_t is_null(const msa__json *value)
 {
@@ -18,6 +26,16 @@ static inline msa_status optional_bool(const msa__json *object, const char *key,
     const msa__json *value = msa__json_get(object, key);
     *out = missing;
     return is_null(value) ? MSA_OK : msa__json_bool(value, out);
+}
+
+/* A number that must be there, above 0 and of sane size. */
+static inline msa_status need_positive(const msa__json *object, const char *key, double *out)
+{
+    const msa__json *value;
+    MSA_TRY(msa__json_need(object, key, &value));
+    MSA_TRY(msa__json_double(value, out));
+    if (*out > 0 && *out < 1e30) return MSA_OK;
+    return msa__json_fail(value, MSA_EFORMAT, "must be above 0 and below 1e30");
 }
 
 /* A member that must be there and of one type. */

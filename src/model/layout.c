@@ -126,6 +126,11 @@ void msa__role_name(const char *pattern, int32_t expert, char *name, size_t byte
     }
 }
 
+const char *msa__layout_prefix(const msa__config *config)
+{
+    return config->family == MSA__FAMILY_M3 ? "language_model." : "";
+}
+
 /* ---- the released layout as a sequence ------------------------------------------------------- */
 
 static msa_status visit_global(const msa__config *c, const char *name, msa__tensor_kind kind,
@@ -133,7 +138,7 @@ static msa_status visit_global(const msa__config *c, const char *name, msa__tens
 {
     msa__tensor_spec spec = {.kind = kind, .layer = -1, .expert = -1, .rows = rows};
     spec.columns = kind == MSA__KIND_NORM ? 0 : c->hidden_size;
-    (void)snprintf(spec.name, sizeof(spec.name), "language_model.%s", name);
+    (void)snprintf(spec.name, sizeof(spec.name), "%s%s", msa__layout_prefix(c), name);
     return visit(user, &spec);
 }
 
@@ -144,8 +149,8 @@ static msa_status visit_role(const msa__config *c, const msa__layer_role *role, 
     msa__tensor_spec spec = {.kind = role->kind, .layer = layer, .expert = -1};
     msa__role_shape(c, role, layer, &spec.rows, &spec.columns);
     if (spec.rows == 0) return MSA_OK;
-    size_t used =
-        (size_t)snprintf(spec.name, sizeof(spec.name), "language_model.model.layers.%d.", layer);
+    size_t used = (size_t)snprintf(spec.name, sizeof(spec.name), "%smodel.layers.%d.",
+                                   msa__layout_prefix(c), layer);
     int32_t n = !role->per_expert ? 1 : c->n_experts < max_experts ? c->n_experts : max_experts;
     for (int32_t e = 0; e < n; e++) {
         msa__role_name(role->released, e, spec.name + used, sizeof(spec.name) - used);

@@ -37,6 +37,9 @@ void msa__role_shape(const msa__config *config, const msa__layer_role *role, int
 /* A role's name with its expert filled in. */
 void msa__role_name(const char *pattern, int32_t expert, char *name, size_t bytes);
 
+/* What a family's released tensor names begin with: "language_model." or nothing. */
+const char *msa__layout_prefix(const msa__config *config);
+
 /* One tensor of the released layout. */
 typedef struct msa__tensor_spec {
     char name[160];

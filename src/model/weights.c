@@ -278,11 +278,12 @@ static msa_status load_globals(loader *l, msa__weights *weights)
     static const char *const model[] = {"language_model.model.", "model.language_model.", "model."};
     static const char *const outside[] = {"language_model.", ""};
     const msa__config *c = l->config;
+    size_t plain = c->family == MSA__FAMILY_M3 ? 0 : 1; /* 1: the last prefix is the only one */
     const int64_t table[2] = {c->vocab_size, c->hidden_size};
     const char *head_prefix;
     found_tensor t;
     msa_weight embedding;
-    MSA_TRY(find_first(l, model, 3, "embed_tokens.weight", &t, &l->prefix));
+    MSA_TRY(find_first(l, model + 2 * plain, 3 - 2 * plain, "embed_tokens.weight", &t, &l->prefix));
     MSA_TRY(check_matrix(l, &t, 2, table, 0, &embedding));
     weights->embedding = embedding.w;
     MSA_TRY(find_first(l, &l->prefix, 1, "norm.weight", &t, &l->prefix));
@@ -294,7 +295,7 @@ static msa_status load_globals(loader *l, msa__weights *weights)
         weights->head.w = weights->embedding;
         return MSA_OK;
     }
-    MSA_TRY(find_first(l, outside, 2, "lm_head.weight", &t, &head_prefix));
+    MSA_TRY(find_first(l, outside + plain, 2 - plain, "lm_head.weight", &t, &head_prefix));
     return check_matrix(l, &t, 2, table, 1, &weights->head);
 }
 

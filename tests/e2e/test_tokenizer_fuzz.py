@@ -62,6 +62,9 @@ PRE_TOKENIZERS = {
     "qwen": sequence(split(
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
         r"|\s*[\r\n]+|\s+(?!\S)|\s+"), byte_level()),
+    "llama3": sequence(split(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"), byte_level()),
     "deepseek": sequence(
         split(r"\p{N}{1,3}"), split("[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"),
         split(r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
@@ -132,7 +135,17 @@ def variation(rng, name):
         for i, token in enumerate(kept + added):
             token["id"] = len(vocab) + i
         parts["added_tokens"] = kept + added
-    parts["model"]["ignore_merges"] = rng.random() < 0.3
+    parts["model"]["ignore_merges"] = rng.random() < 0.3 or name == "llama3"
+    if name == "llama3":  # nothing is added at the ends, whatever the file says
+        first = parts["added_tokens"][0] if parts["added_tokens"] else {"id": 0, "content": "!"}
+        parts["post_processor"] = {"type": "Sequence", "processors": [
+            {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True},
+            {"type": "TemplateProcessing",
+             "single": [{"SpecialToken": {"id": first["content"], "type_id": 0}},
+                        {"Sequence": {"id": "A", "type_id": 0}}],
+             "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+             "special_tokens": {first["content"]: {"id": first["content"], "ids": [first["id"]],
+                                                   "tokens": [first["content"]]}}}]}
     return parts
 
 

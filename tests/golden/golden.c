@@ -102,7 +102,7 @@ void expect_same_blocks(const golden *g, const record *r)
         }
         compared++;
     }
-    assert_true(compared > 0);
+    assert_int_equal(compared, r->n_sparse_layers);
 }
 
 /* ---- numbers ------------------------------------------------------------------------------ */

@@ -59,6 +59,7 @@ record *record_make(const subject *s, int64_t n_tokens)
     record *r = calloc(1, sizeof(*r));
     assert_non_null(r);
     r->n_layers = s->info.n_layers;
+    r->n_sparse_layers = s->info.n_sparse_layers;
     r->n_kv_heads = s->info.n_kv_heads;
     r->topk = s->info.topk_blocks;
     r->vocab = s->info.vocab_size;

@@ -29,7 +29,7 @@ msa_engine *engine_make(const subject *s, msa_dtype dtype, msa_dtype cache_dtype
 /* What a run produced, for tokens 0..n_tokens-1 in order. */
 typedef struct record {
     int64_t n_tokens;
-    int32_t n_layers, n_kv_heads, topk;
+    int32_t n_layers, n_sparse_layers, n_kv_heads, topk;
     int64_t vocab, hidden;
     float *logits;   /* [n_tokens, vocab] */
     float **outputs; /* [n_layers] of [n_tokens, hidden] */

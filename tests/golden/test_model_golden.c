@@ -147,6 +147,19 @@ static void test_mxfp8_a(void **state)
     check_small_model("mxfp8-a");
 }
 
+/* Dense models of other families: no selection, the cache is paged all the same. */
+static void test_llama_a(void **state)
+{
+    (void)state;
+    check_small_model("llama-a");
+}
+
+static void test_qwen3_a(void **state)
+{
+    (void)state;
+    check_small_model("qwen3-a");
+}
+
 static void test_tiny_b(void **state)
 {
     (void)state;
@@ -166,6 +179,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_tiny_a),
         cmocka_unit_test(test_mxfp8_a),
+        cmocka_unit_test(test_llama_a),
+        cmocka_unit_test(test_qwen3_a),
         cmocka_unit_test(test_tiny_b),
         cmocka_unit_test(test_tiny_m3shape),
     };

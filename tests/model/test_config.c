@@ -1,9 +1,9 @@
 /* config.json: both layouts of M3 itself, its parameter counts, and every value that is refused. */
 #define _POSIX_C_SOURCE 200809L
 #include "harness/cmocka_all.h"
+#include "model/config_text.h"
 #include "model/folder.h"
 
-#include "model/config.h"
 #include "model/layout.h"
 
 #include <stdio.h>
@@ -25,27 +25,6 @@ static int free_both(void **state)
     free(released);
     free(flattened);
     return 0;
-}
-
-/* The text with the first occurrence of `from`, which must exist, replaced. */
-static char *with(const char *text, const char *from, const char *to)
-{
-    const char *at = strstr(text, from);
-    if (!at) fail_msg("the config has no %s", from);
-    size_t room = strlen(text) + strlen(to) + 1;
-    char *changed = malloc(room);
-    assert_non_null(changed);
-    snprintf(changed, room, "%.*s%s%s", (int)(at - text), text, to, at + strlen(from));
-    return changed;
-}
-
-static msa_status parse(msa__config *config, const char *text)
-{
-    const msa__json *root;
-    EXPECT_OK(msa__json_parse(&root, NULL, "config.json", text, strlen(text)));
-    msa_status status = msa__config_parse(config, root);
-    msa__json_free(root);
-    return status;
 }
 
 /* ---- what M3 is
@@ -97,12 +76,12 @@ static void test_both_layouts_of_m3(void **state)
 {
     (void)state;
     msa__config config;
-    EXPECT_OK(parse(&config, released));
+    EXPECT_OK(config_parse(&config, released));
     expect_m3(&config);
     assert_int_equal(config.bos_token_id, -1);
     assert_int_equal(config.n_eos, 0);
     msa__config_free(&config);
-    EXPECT_OK(parse(&config, flattened));
+    EXPECT_OK(config_parse(&config, flattened));
     expect_m3(&config);
     assert_int_equal(config.bos_token_id, 200034);
     assert_int_equal(config.n_eos, 1);
@@ -122,7 +101,7 @@ static void test_counts_are_those_of_the_release(void **state)
     (void)state;
     msa__config config;
     msa__counts counts;
-    EXPECT_OK(parse(&config, released));
+    EXPECT_OK(config_parse(&config, released));
     msa__layout_count(&config, &counts);
     assert_int_equal(counts.n_parameters, INT64_C(426174572928));
     assert_int_equal(counts.n_parameters, INT64_C(427040140160) - 865567232);
@@ -135,8 +114,8 @@ static void test_counts_are_those_of_the_release(void **state)
                      2 * (counts.n_active_parameters + INT64_C(200064) * 6144) + 2 * routers);
     msa__config_free(&config);
 
-    char *quantized = with(released, "\"torch_dtype\"", QUANTIZATION);
-    EXPECT_OK(parse(&config, quantized));
+    char *quantized = config_with(released, "\"torch_dtype\"", QUANTIZATION);
+    EXPECT_OK(config_parse(&config, quantized));
     assert_int_equal(config.mxfp8, 1);
     assert_int_equal(config.n_ignored, 5);
     msa__layout_count(&config, &counts);
@@ -158,7 +137,7 @@ static void test_number_of_tensors_is_that_of_the_release(void **state)
     (void)state;
     msa__config config;
     int64_t n = 0;
-    EXPECT_OK(parse(&config, released));
+    EXPECT_OK(config_parse(&config, released));
     EXPECT_OK(msa__layout_visit(&config, count_one, &n));
     assert_int_equal(n, 23416 - 515 - 8);
     msa__config_free(&config);
@@ -176,7 +155,7 @@ static void test_text_only_config(void **state)
     assert_non_null(text);
     for (end = text + strlen(text); *--end != '}';) continue; /* the root's brace goes */
     *end = '\0';
-    EXPECT_OK(parse(&config, text));
+    EXPECT_OK(config_parse(&config, text));
     assert_string_equal(config.architecture, "minimax_m3_vl_text");
     assert_int_equal(config.n_layers, 60);
     assert_int_equal(config.image_token_id, -1);
@@ -188,8 +167,8 @@ static void expect_changed(const char *base, const char *from, const char *to,
                            void (*check)(const msa__config *))
 {
     msa__config config;
-    char *text = with(base, from, to);
-    EXPECT_OK(parse(&config, text));
+    char *text = config_with(base, from, to);
+    EXPECT_OK(config_parse(&config, text));
     check(&config);
     msa__config_free(&config);
     free(text);
@@ -262,8 +241,8 @@ static void test_ignored_modules(void **state)
 {
     (void)state;
     msa__config config;
-    char *text = with(released, "\"torch_dtype\"", QUANTIZATION);
-    EXPECT_OK(parse(&config, text));
+    char *text = config_with(released, "\"torch_dtype\"", QUANTIZATION);
+    EXPECT_OK(config_parse(&config, text));
     assert_true(msa__config_ignores(&config, "language_model.lm_head"));
     assert_true(msa__config_ignores(&config, "lm_head"));
     assert_true(msa__config_ignores(&config, "language_model.model.embed_tokens"));
@@ -278,28 +257,12 @@ static void test_ignored_modules(void **state)
 /* ---- refusals
  * ---------------------------------------------------------------------------------------- */
 
-typedef struct refusal {
-    const char *from, *to;
-    msa_status code;
-    const char *message;
-} refusal;
-
-static void expect_refusals(const char *base, const refusal *cases, size_t n)
-{
-    for (size_t i = 0; i < n; i++) {
-        msa__config config;
-        char *text = with(base, cases[i].from, cases[i].to);
-        EXPECT_FAIL(cases[i].code, cases[i].message, parse(&config, text));
-        free(text);
-    }
-}
-
 static void test_unimplemented_values_are_refused_by_name(void **state)
 {
     (void)state;
     const refusal cases[] = {
-        {"\"MiniMaxM3SparseForConditionalGeneration\"", "\"LlamaForCausalLM\"", MSA_EUNSUPPORTED,
-         "architectures[0] = \"LlamaForCausalLM\", only MiniMax-M3"},
+        {"\"MiniMaxM3SparseForConditionalGeneration\"", "\"MistralForCausalLM\"", MSA_EUNSUPPORTED,
+         "architectures[0] = \"MistralForCausalLM\", only MiniMax-M3"},
         {"\"sigmoid\"", "\"softmax\"", MSA_EUNSUPPORTED,
          "config.json: text_config.scoring_func = \"softmax\", only \"sigmoid\""},
         {"\"per_head\"", "\"whole\"", MSA_EUNSUPPORTED, "qk_norm_type = \"whole\""},
