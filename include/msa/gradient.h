@@ -176,7 +176,8 @@ MSA_API MSA_CHECK_RESULT msa_status msa_block_mass(msa_context *ctx, const msa_p
 typedef struct msa_embed_backward_args {
     uint32_t struct_size;
     uint32_t flags;
-    const int32_t *ids; /* [T] */
+    const int32_t *ids; /* [T], of the forward call; others than 0..vocab-1 are left out in device
+                           memory, an error elsewhere */
     msa_tensor d_out;   /* [T, H] */
     msa_tensor d_table; /* f32 [vocab, H], added to, tokens in ascending order */
 } msa_embed_backward_args;
@@ -196,7 +197,7 @@ typedef struct msa_rmsnorm_backward_args {
     float eps;
     int32_t one_plus;
     msa_tensor d_out;    /* shape of x */
-    msa_tensor dx;       /* out, optional; may alias d_out */
+    msa_tensor dx;       /* out, optional, shape of x; may alias d_out, not x */
     msa_tensor d_weight; /* optional f32 [H] or [D], added to */
     int32_t accumulate;  /* 1: add to dx (the residual's gradient) */
     int32_t reserved;
@@ -214,8 +215,9 @@ typedef struct msa_linear_backward_args {
     uint32_t flags;
     msa_tensor x;        /* [T, in]; may be absent without d_weight */
     msa_weight weight;   /* [out, in] f32, bf16 or f16; may be absent without dx */
-    msa_tensor d_out;    /* [T, out]; on a bf16 weight it is rounded to bf16 for the products */
-    msa_tensor dx;       /* out, optional [T, in]: d_out W */
+    msa_tensor d_out;    /* [T, out]; rounded to bf16 for dx where the weight is bf16, and for
+                            d_weight where x is */
+    msa_tensor dx;       /* out, optional [T, in]: d_out W; memory of its own */
     msa_tensor d_weight; /* optional f32 [out, in], d_out^T x added to it */
     int32_t accumulate;  /* 1: add to dx */
     int32_t reserved;
@@ -234,7 +236,8 @@ typedef struct msa_swiglu_backward_args {
     msa_tensor gate, up; /* [T, I], inputs of the forward call */
     msa_activation activation;
     msa_tensor d_out;        /* [T, I] */
-    msa_tensor d_gate, d_up; /* out [T, I]; where a clamp acts the gradient is 0 */
+    msa_tensor d_gate, d_up; /* out [T, I]; each may alias gate, up or d_out; beyond the limit of a
+                                clamp the gradient is 0 */
 } msa_swiglu_backward_args;
 MSA_ARGS_INIT(msa_swiglu_backward_args)
 MSA_API MSA_CHECK_RESULT msa_status msa_swiglu_backward(msa_context *ctx,
@@ -245,11 +248,12 @@ typedef struct msa_router_backward_args {
     uint32_t flags;
     msa_tensor x;       /* [T, H] */
     msa_tensor weight;  /* [E, H] */
-    const int32_t *ids; /* [T, topk] results of the forward call */
+    const int32_t *ids; /* [T, topk] results of the forward call; as in embed_backward where they
+                           name no expert */
     float scaling;      /* 0: 1 */
     int32_t topk;
     const float *d_weights; /* [T, topk]: gradient of the routing weights, from msa_moe_backward */
-    msa_tensor dx;          /* optional [T, H] */
+    msa_tensor dx;          /* out, optional [T, H]; memory of its own */
     msa_tensor d_weight;    /* optional f32 [E, H], added to */
     int32_t accumulate;     /* 1: add to dx */
     int32_t reserved;
@@ -275,21 +279,22 @@ typedef struct msa_moe_backward_args {
     msa_tensor x;                   /* [T, H] */
     const int32_t *ids;             /* [T, topk] */
     const float *weights;           /* [T, topk] */
-    const msa_mlp_weights *experts; /* [n_experts]; f32, bf16 or f16 */
+    const msa_mlp_weights *experts; /* [n_experts], as in the forward call but for MXFP8 */
     const msa_mlp_weights *shared;  /* optional */
     int32_t n_experts, topk;        /* n_experts 0: a plain MLP, shared only */
     msa_activation activation;
     int32_t accumulate; /* 1: add to dx */
     int32_t reserved;
     msa_tensor d_out;                   /* [T, H] */
-    msa_tensor dx;                      /* out [T, H] */
+    msa_tensor dx;                      /* out [T, H]; memory of its own */
     float *d_weights;                   /* out [T, topk]; NULL without experts */
-    const msa_mlp_gradients *d_experts; /* [n_experts] or NULL: frozen */
+    const msa_mlp_gradients *d_experts; /* [n_experts] or NULL: frozen; read by the plan call too */
     const msa_mlp_gradients *d_shared;  /* optional */
 } msa_moe_backward_args;
 MSA_ARGS_INIT(msa_moe_backward_args)
 /* Gradient of msa_moe. gate x, up x and the activation are computed again from x: the forward pass
- * keeps nothing but x. */
+ * keeps nothing but x. Where x and all weights are bf16, what enters a product (d_out, the activation,
+ * the gradients of gate and up) is rounded to bf16. An expert without tokens gets no gradient. */
 MSA_API MSA_CHECK_RESULT msa_status msa_moe_backward_plan(msa_context *ctx,
                                                           const msa_moe_backward_args *args,
                                                           msa_plan *plan);
@@ -301,7 +306,8 @@ typedef struct msa_cross_entropy_args {
     uint32_t struct_size;
     uint32_t flags;
     msa_tensor logits;      /* [T, vocab] f32, bf16 or f16 */
-    const int32_t *targets; /* [T], 0..vocab-1, or -1: this row has no target */
+    const int32_t *targets; /* [T], 0..vocab-1, or -1: this row has no target. Others are an error;
+                               in device memory they make the row NaN */
     float weight;           /* w: d_logits = w (softmax - one-hot); finite */
     int32_t reserved;
     msa_tensor loss;     /* out, optional f32 [T]: -ln p(target), 0 without target; not weighted */
@@ -322,8 +328,8 @@ typedef struct msa_adamw_args {
     float *m, *v;          /* moments, updated; zeros before the first step */
     msa_tensor copy; /* optional [n] bf16, f16 or f32: the parameters as operators read them */
     int64_t step;    /* 1, 2, …: bias correction */
-    float lr, beta1, beta2, eps, weight_decay;
-    float gradient_scale; /* 0: 1 */
+    float lr, beta1, beta2, eps, weight_decay; /* betas in [0, 1), eps > 0, others >= 0 */
+    float gradient_scale;                      /* 0: 1 */
 } msa_adamw_args;
 MSA_ARGS_INIT(msa_adamw_args)
 /* One AdamW step: m and v are exponential means of g and g^2, p -= lr (m' / (sqrt(v') + eps) + wd

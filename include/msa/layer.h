@@ -59,7 +59,7 @@ typedef struct msa_rope_args {
     const int32_t *positions; /* [T], >= 0 */
     const float *inv_freq;    /* [n_freqs] */
     int32_t n_freqs;          /* 1..D/2 */
-    int32_t reserved;
+    int32_t inverse;          /* 1: turn back; d_out in, d_x out: the gradient */
     msa_tensor out;
 } msa_rope_args;
 MSA_ARGS_INIT(msa_rope_args)

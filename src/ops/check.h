@@ -15,7 +15,13 @@
     X(ATTEND, 2, "attend")                                                                         \
     X(DENSE_ATTEND, 3, "dense_attend")                                                             \
     X(LINEAR, 4, "linear")                                                                         \
-    X(MOE, 5, "moe")
+    X(MOE, 5, "moe")                                                                               \
+    X(EMBED_BACKWARD, 11, "embed_backward")                                                        \
+    X(RMSNORM_BACKWARD, 12, "rmsnorm_backward")                                                    \
+    X(LINEAR_BACKWARD, 13, "linear_backward")                                                      \
+    X(ROUTER_BACKWARD, 14, "router_backward")                                                      \
+    X(MOE_BACKWARD, 15, "moe_backward")                                                            \
+    X(SUM_SQUARES, 16, "sum_squares")
 
 enum {
 #define MSA__OP_CONSTANT(name, value, text) MSA__OP_##name = (value),

@@ -68,8 +68,8 @@ msa_status msa__check_activation(const msa__check *at, const msa_activation *act
     return MSA_OK;
 }
 
-msa_status msa__check_in_place(const msa__check *at, const char *name, const msa_tensor *input,
-                               const msa_tensor *out)
+msa_status msa__check_in_place(const msa__check *at, const char *input_name,
+                               const msa_tensor *input, const char *name, const msa_tensor *out)
 {
     if (!at->running || !out->data || input->data != out->data) return MSA_OK;
     int same = input->dtype == out->dtype;
@@ -77,14 +77,15 @@ msa_status msa__check_in_place(const msa__check *at, const char *name, const msa
         same &= out->shape[i] <= 1 || input->stride[i] == out->stride[i];
     }
     if (same) return MSA_OK;
-    return MSA_FAIL(MSA_EINVAL, "%s: out = %s, must have its dtype and strides to work in place",
-                    at->op, name);
+    return MSA_FAIL(MSA_EINVAL, "%s: %s = %s, must have its dtype and strides to work in place",
+                    at->op, name, input_name);
 }
 
-msa_status msa__check_apart(const msa__check *at, const msa_tensor *x, const msa_tensor *out)
+msa_status msa__check_apart(const msa__check *at, const char *input_name, const msa_tensor *input,
+                            const char *name, const msa_tensor *out)
 {
-    if (!at->running || !out->data || x->data != out->data) return MSA_OK;
-    return MSA_FAIL(MSA_EINVAL, "%s: out = x, must be memory of its own", at->op);
+    if (!at->running || !out->data || input->data != out->data) return MSA_OK;
+    return MSA_FAIL(MSA_EINVAL, "%s: %s = %s, must be memory of its own", at->op, name, input_name);
 }
 
 msa_status msa__check_ids(const msa__check *at, const int32_t *ids, int64_t n_ids, int64_t n,

@@ -17,11 +17,16 @@ msa_status msa__check_weight(const msa__check *at, const char *name, int32_t ind
 msa_status msa__check_activation(const msa__check *at, const msa_activation *activation);
 
 /* While running: an output that starts where an input does must be the same view of it. */
-msa_status msa__check_in_place(const msa__check *at, const char *name, const msa_tensor *input,
-                               const msa_tensor *out);
+msa_status msa__check_in_place(const msa__check *at, const char *input_name,
+                               const msa_tensor *input, const char *name, const msa_tensor *out);
 
-/* While running: out is written before x has been read to its end, so it may not be x. */
-msa_status msa__check_apart(const msa__check *at, const msa_tensor *x, const msa_tensor *out);
+/* While running: an output that is written before an input has been read to its end may not be that
+ * input. */
+msa_status msa__check_apart(const msa__check *at, const char *input_name, const msa_tensor *input,
+                            const char *name, const msa_tensor *out);
+
+/* Everything of a MoE but its output: shapes of x, experts and shared, ids, weights, activation. */
+msa_status msa__check_moe(const msa__check *at, const msa_moe_args *args);
 
 /* While running: every id is 0..n-1; `meaning` names n. */
 msa_status msa__check_ids(const msa__check *at, const int32_t *ids, int64_t n_ids, int64_t n,

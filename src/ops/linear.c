@@ -12,7 +12,7 @@ static msa_status check_args(const msa__check *at, const msa_linear_args *args)
     MSA_TRY(msa__check_dim(at, "out", out, 0, x->shape[0], "x's T"));
     MSA_TRY(msa__check_extent(at, "out", out, 1));
     MSA_TRY(msa__check_weight(at, "weight", 0, &args->weight, out->shape[1], x->shape[1]));
-    return msa__check_apart(at, x, out);
+    return msa__check_apart(at, "x", x, "out", out);
 }
 
 msa_status msa_linear_plan(msa_context *ctx, const msa_linear_args *caller_args, msa_plan *plan)

@@ -42,9 +42,9 @@ static msa_status check_shared(const msa__check *at, const msa_moe_args *args)
     return check_mlp(at, names, 0, args->shared, gate->shape[0], args->x.shape[1]);
 }
 
-static msa_status check_args(const msa__check *at, const msa_moe_args *args)
+msa_status msa__check_moe(const msa__check *at, const msa_moe_args *args)
 {
-    const msa_tensor *x = &args->x, *out = &args->out;
+    const msa_tensor *x = &args->x;
     MSA_TRY(msa__check_tensor(at, "x", x, 2, MSA__DTYPES_FLOAT));
     MSA_TRY(msa__check_extent(at, "x", x, 1));
     MSA_TRY(msa__check_range(at, "n_experts", args->n_experts, 0, INT32_MAX));
@@ -55,11 +55,17 @@ static msa_status check_args(const msa__check *at, const msa_moe_args *args)
         return MSA_FAIL(MSA_EINVAL, "%s: shared = NULL, must be set as n_experts is 0", at->op);
     }
     MSA_TRY(msa__check_activation(at, &args->activation));
-    MSA_TRY(msa__check_range(at, "accumulate", args->accumulate, 0, 1));
+    return msa__check_range(at, "accumulate", args->accumulate, 0, 1);
+}
+
+static msa_status check_args(const msa__check *at, const msa_moe_args *args)
+{
+    const msa_tensor *x = &args->x, *out = &args->out;
+    MSA_TRY(msa__check_moe(at, args));
     MSA_TRY(msa__check_output(at, "out", out, 2, MSA__DTYPES_FLOAT));
     MSA_TRY(msa__check_dim(at, "out", out, 0, x->shape[0], "x's T"));
     MSA_TRY(msa__check_dim(at, "out", out, 1, x->shape[1], "x's H"));
-    return msa__check_apart(at, x, out);
+    return msa__check_apart(at, "x", x, "out", out);
 }
 
 msa_status msa_moe_plan(msa_context *ctx, const msa_moe_args *caller_args, msa_plan *plan)

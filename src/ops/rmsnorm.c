@@ -17,7 +17,7 @@ static msa_status check_args(const msa__check *at, const msa_rmsnorm_args *args)
     for (int32_t i = 0; i < n_dims; i++) {
         MSA_TRY(msa__check_dim(at, "out", &args->out, i, x->shape[i], "x's extent"));
     }
-    return msa__check_in_place(at, "x", x, &args->out);
+    return msa__check_in_place(at, "x", x, "out", &args->out);
 }
 
 msa_status msa_rmsnorm(msa_context *ctx, const msa_rmsnorm_args *caller_args)

@@ -14,8 +14,8 @@ static msa_status check_args(const msa__check *at, const msa_swiglu_args *args)
         MSA_TRY(msa__check_dim(at, "out", out, i, gate->shape[i], "gate's extent"));
     }
     MSA_TRY(msa__check_activation(at, &args->activation));
-    MSA_TRY(msa__check_in_place(at, "gate", gate, out));
-    return msa__check_in_place(at, "up", up, out);
+    MSA_TRY(msa__check_in_place(at, "gate", gate, "out", out));
+    return msa__check_in_place(at, "up", up, "out", out);
 }
 
 msa_status msa_swiglu(msa_context *ctx, const msa_swiglu_args *caller_args)

@@ -4,6 +4,7 @@
 #include "harness/cmocka_all.h"
 
 #include "msa/cache.h"
+#include "msa/gradient.h"
 #include "msa/layer.h"
 
 typedef struct layout {
@@ -107,7 +108,7 @@ static const layout layouts[] = {
 
     SIZE(msa_rope_args, 192), AT(msa_rope_args, struct_size, 0), AT(msa_rope_args, flags, 4),
     AT(msa_rope_args, x, 8), AT(msa_rope_args, positions, 88), AT(msa_rope_args, inv_freq, 96),
-    AT(msa_rope_args, n_freqs, 104), AT(msa_rope_args, reserved, 108), AT(msa_rope_args, out, 112),
+    AT(msa_rope_args, n_freqs, 104), AT(msa_rope_args, inverse, 108), AT(msa_rope_args, out, 112),
 
     SIZE(msa_linear_args, 336), AT(msa_linear_args, struct_size, 0), AT(msa_linear_args, flags, 4),
     AT(msa_linear_args, x, 8), AT(msa_linear_args, weight, 88),
@@ -143,6 +144,67 @@ static const layout layouts[] = {
     AT(msa_sample_args, repetition_penalty, 52), AT(msa_sample_args, frequency_penalty, 56),
     AT(msa_sample_args, presence_penalty, 60), AT(msa_sample_args, seed, 64),
     AT(msa_sample_args, draw, 72),
+
+    SIZE(msa_embed_backward_args, 176), AT(msa_embed_backward_args, struct_size, 0),
+    AT(msa_embed_backward_args, flags, 4), AT(msa_embed_backward_args, ids, 8),
+    AT(msa_embed_backward_args, d_out, 16), AT(msa_embed_backward_args, d_table, 96),
+
+    SIZE(msa_rmsnorm_backward_args, 424), AT(msa_rmsnorm_backward_args, struct_size, 0),
+    AT(msa_rmsnorm_backward_args, flags, 4), AT(msa_rmsnorm_backward_args, x, 8),
+    AT(msa_rmsnorm_backward_args, weight, 88), AT(msa_rmsnorm_backward_args, eps, 168),
+    AT(msa_rmsnorm_backward_args, one_plus, 172), AT(msa_rmsnorm_backward_args, d_out, 176),
+    AT(msa_rmsnorm_backward_args, dx, 256), AT(msa_rmsnorm_backward_args, d_weight, 336),
+    AT(msa_rmsnorm_backward_args, accumulate, 416), AT(msa_rmsnorm_backward_args, reserved, 420),
+
+    SIZE(msa_linear_backward_args, 496), AT(msa_linear_backward_args, struct_size, 0),
+    AT(msa_linear_backward_args, flags, 4), AT(msa_linear_backward_args, x, 8),
+    AT(msa_linear_backward_args, weight, 88), AT(msa_linear_backward_args, d_out, 248),
+    AT(msa_linear_backward_args, dx, 328), AT(msa_linear_backward_args, d_weight, 408),
+    AT(msa_linear_backward_args, accumulate, 488), AT(msa_linear_backward_args, reserved, 492),
+
+    SIZE(msa_swiglu_backward_args, 424), AT(msa_swiglu_backward_args, struct_size, 0),
+    AT(msa_swiglu_backward_args, flags, 4), AT(msa_swiglu_backward_args, gate, 8),
+    AT(msa_swiglu_backward_args, up, 88), AT(msa_swiglu_backward_args, activation, 168),
+    AT(msa_swiglu_backward_args, d_out, 184), AT(msa_swiglu_backward_args, d_gate, 264),
+    AT(msa_swiglu_backward_args, d_up, 344),
+
+    SIZE(msa_router_backward_args, 360), AT(msa_router_backward_args, struct_size, 0),
+    AT(msa_router_backward_args, flags, 4), AT(msa_router_backward_args, x, 8),
+    AT(msa_router_backward_args, weight, 88), AT(msa_router_backward_args, ids, 168),
+    AT(msa_router_backward_args, scaling, 176), AT(msa_router_backward_args, topk, 180),
+    AT(msa_router_backward_args, d_weights, 184), AT(msa_router_backward_args, dx, 192),
+    AT(msa_router_backward_args, d_weight, 272), AT(msa_router_backward_args, accumulate, 352),
+    AT(msa_router_backward_args, reserved, 356),
+
+    SIZE(msa_mlp_gradients, 240), AT(msa_mlp_gradients, gate, 0), AT(msa_mlp_gradients, up, 80),
+    AT(msa_mlp_gradients, down, 160),
+
+    SIZE(msa_moe_backward_args, 336), AT(msa_moe_backward_args, struct_size, 0),
+    AT(msa_moe_backward_args, flags, 4), AT(msa_moe_backward_args, x, 8),
+    AT(msa_moe_backward_args, ids, 88), AT(msa_moe_backward_args, weights, 96),
+    AT(msa_moe_backward_args, experts, 104), AT(msa_moe_backward_args, shared, 112),
+    AT(msa_moe_backward_args, n_experts, 120), AT(msa_moe_backward_args, topk, 124),
+    AT(msa_moe_backward_args, activation, 128), AT(msa_moe_backward_args, accumulate, 144),
+    AT(msa_moe_backward_args, reserved, 148), AT(msa_moe_backward_args, d_out, 152),
+    AT(msa_moe_backward_args, dx, 232), AT(msa_moe_backward_args, d_weights, 312),
+    AT(msa_moe_backward_args, d_experts, 320), AT(msa_moe_backward_args, d_shared, 328),
+
+    SIZE(msa_cross_entropy_args, 264), AT(msa_cross_entropy_args, struct_size, 0),
+    AT(msa_cross_entropy_args, flags, 4), AT(msa_cross_entropy_args, logits, 8),
+    AT(msa_cross_entropy_args, targets, 88), AT(msa_cross_entropy_args, weight, 96),
+    AT(msa_cross_entropy_args, reserved, 100), AT(msa_cross_entropy_args, loss, 104),
+    AT(msa_cross_entropy_args, d_logits, 184),
+
+    SIZE(msa_adamw_args, 160), AT(msa_adamw_args, struct_size, 0), AT(msa_adamw_args, flags, 4),
+    AT(msa_adamw_args, n, 8), AT(msa_adamw_args, parameters, 16), AT(msa_adamw_args, gradient, 24),
+    AT(msa_adamw_args, m, 32), AT(msa_adamw_args, v, 40), AT(msa_adamw_args, copy, 48),
+    AT(msa_adamw_args, step, 128), AT(msa_adamw_args, lr, 136), AT(msa_adamw_args, beta1, 140),
+    AT(msa_adamw_args, beta2, 144), AT(msa_adamw_args, eps, 148),
+    AT(msa_adamw_args, weight_decay, 152), AT(msa_adamw_args, gradient_scale, 156),
+
+    SIZE(msa_sum_squares_args, 32), AT(msa_sum_squares_args, struct_size, 0),
+    AT(msa_sum_squares_args, flags, 4), AT(msa_sum_squares_args, n, 8),
+    AT(msa_sum_squares_args, x, 16), AT(msa_sum_squares_args, out, 24),
 };
 /* clang-format on */
 

@@ -11,12 +11,13 @@ typedef struct rotation {
 } rotation;
 
 /* sinf and cosf of the C library reduce any f32 angle correctly. */
-static void fill_rotation(rotation *r, int32_t position, const float *inv_freq, int64_t n)
+static void fill_rotation(rotation *r, const msa_rope_args *args, int64_t token, int64_t first,
+                          int64_t n)
 {
     for (int64_t i = 0; i < n; i++) {
-        float angle = (float)position * inv_freq[i];
+        float angle = (float)args->positions[token] * args->inv_freq[first + i];
         r->cosine[i] = cosf(angle);
-        r->sine[i] = sinf(angle);
+        r->sine[i] = args->inverse ? -sinf(angle) : sinf(angle);
     }
 }
 
@@ -45,7 +46,7 @@ static void rope_rows(const void *op_args, const msa__cpu_kernels *kernels, int6
     for (int64_t t = first; t < last; t++) {
         for (int64_t i = 0; i < args->n_freqs; i += FREQS) {
             int64_t n = chunk_length(args->n_freqs - i);
-            fill_rotation(&r, args->positions[t], args->inv_freq + i, n);
+            fill_rotation(&r, args, t, i, n);
             for (int64_t head = 0; head < x->shape[1]; head++) {
                 rotate_pairs(args, kernels, &r, t * x->stride[0] + head * x->stride[1] + i,
                              t * out->stride[0] + head * out->stride[1] + i, n);

@@ -11,6 +11,7 @@ typedef struct {
     const float *inv_freq;
     int64_t n_heads, dim, n_freqs;
     int64_t heads_per_block;
+    int32_t inverse;
 } rope_job;
 
 /* Dims 2 * n_freqs .. dim pass through; in place nothing is to be done. */
@@ -42,7 +43,7 @@ template <int W> __global__ void rope_kernel(rope_job job)
             double s, c;
             sincos((double)(position * job.inv_freq[f + i]), &s, &c);
             cosine[i] = (float)c;
-            sine[i] = (float)s;
+            sine[i] = (float)(job.inverse ? -s : s);
         }
         __syncthreads();
         for (int64_t item = threadIdx.x; item < n_heads * (n / W); item += blockDim.x) {
@@ -77,7 +78,8 @@ msa_status cuda_rope(msa_context *ctx, const msa_rope_args *args)
     rope_job job = {cuda_view_of(x), cuda_view_of(&args->out),
                     args->positions, args->inv_freq,
                     n_heads,         x->shape[2],
-                    args->n_freqs,   heads};
+                    args->n_freqs,   heads,
+                    args->inverse};
     dim3 grid((unsigned)n_tokens, (unsigned)((n_heads + heads - 1) / heads));
     auto kernel = wide ? rope_kernel<8> : rope_kernel<1>;
     kernel<<<grid, 128, 0, cuda_stream(ctx)>>>(job);

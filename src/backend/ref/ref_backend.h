@@ -26,4 +26,30 @@ msa_status msa__ref_router(msa_context *ctx, const msa_router_args *args);
 size_t msa__ref_moe_workspace(const msa_context *ctx, const msa_moe_args *args);
 msa_status msa__ref_moe(msa_context *ctx, const msa_moe_args *args, void *workspace);
 
+size_t msa__ref_embed_backward_workspace(const msa_context *ctx,
+                                         const msa_embed_backward_args *args);
+msa_status msa__ref_embed_backward(msa_context *ctx, const msa_embed_backward_args *args,
+                                   void *workspace);
+size_t msa__ref_rmsnorm_backward_workspace(const msa_context *ctx,
+                                           const msa_rmsnorm_backward_args *args);
+msa_status msa__ref_rmsnorm_backward(msa_context *ctx, const msa_rmsnorm_backward_args *args,
+                                     void *workspace);
+size_t msa__ref_linear_backward_workspace(const msa_context *ctx,
+                                          const msa_linear_backward_args *args);
+msa_status msa__ref_linear_backward(msa_context *ctx, const msa_linear_backward_args *args,
+                                    void *workspace);
+msa_status msa__ref_swiglu_backward(msa_context *ctx, const msa_swiglu_backward_args *args);
+size_t msa__ref_router_backward_workspace(const msa_context *ctx,
+                                          const msa_router_backward_args *args);
+msa_status msa__ref_router_backward(msa_context *ctx, const msa_router_backward_args *args,
+                                    void *workspace);
+size_t msa__ref_moe_backward_workspace(const msa_context *ctx, const msa_moe_backward_args *args);
+msa_status msa__ref_moe_backward(msa_context *ctx, const msa_moe_backward_args *args,
+                                 void *workspace);
+msa_status msa__ref_cross_entropy(msa_context *ctx, const msa_cross_entropy_args *args);
+msa_status msa__ref_adamw(msa_context *ctx, const msa_adamw_args *args);
+size_t msa__ref_sum_squares_workspace(const msa_context *ctx, const msa_sum_squares_args *args);
+msa_status msa__ref_sum_squares(msa_context *ctx, const msa_sum_squares_args *args,
+                                void *workspace);
+
 #endif

@@ -12,6 +12,7 @@ static void rotate_row(const msa_rope_args *args, int32_t position, int64_t x_ro
     for (int64_t i = 0; i < n_freqs; i++) {
         float angle = (float)position * args->inv_freq[i];
         double cosine = cos((double)angle), sine = sin((double)angle);
+        if (args->inverse) sine = -sine;
         double a = (double)load_f32(x->data, x->dtype, x_row + i);
         double b = (double)load_f32(x->data, x->dtype, x_row + n_freqs + i);
         store_f32(out->data, out->dtype, out_row + i, (float)(a * cosine - b * sine));
