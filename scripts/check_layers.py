@@ -22,6 +22,7 @@ ALLOWED = {
     "src/model": ["include", "src/base"],
     "src/data": ["include", "src/base", "src/model"],
     "src/engine": ["include", "src/base", "src/model"],
+    "src/train": ["include", "src/base", "src/model", "src/data", "src/tasks"],
     "cli": ["include"],
 }
 ISA_CONDITION = re.compile(

@@ -12,6 +12,7 @@
  * safetensors.h named arrays in files
  * model.h      model folders, tokenizer, chat prompts
  * engine.h     engine and sessions
+ * train.h      training, and what a selection captures
  *
  * The first nine are libmsa (needs libc and libm only); the others are libmsa_engine.
  *
@@ -43,5 +44,6 @@
 #include "msa/safetensors.h"
 #include "msa/status.h"
 #include "msa/tensor.h"
+#include "msa/train.h"
 
 #endif

@@ -146,7 +146,8 @@ static msa_status visit_global(const msa__config *c, const char *name, msa__tens
 static msa_status visit_role(const msa__config *c, const msa__layer_role *role, int32_t layer,
                              int32_t max_experts, msa__tensor_visit visit, void *user)
 {
-    msa__tensor_spec spec = {.kind = role->kind, .layer = layer, .expert = -1};
+    msa__tensor_spec spec = {
+        .kind = role->kind, .layer = layer, .expert = -1, .slot = role->slot};
     msa__role_shape(c, role, layer, &spec.rows, &spec.columns);
     if (spec.rows == 0) return MSA_OK;
     size_t used = (size_t)snprintf(spec.name, sizeof(spec.name), "%smodel.layers.%d.",

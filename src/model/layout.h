@@ -46,6 +46,7 @@ typedef struct msa__tensor_spec {
     msa__tensor_kind kind;
     int32_t layer, expert; /* -1: none */
     int64_t rows, columns; /* columns 0: a vector */
+    size_t slot;           /* of the role; 0 without layer */
 } msa__tensor_spec;
 
 /* Call visit for every text tensor of the released layout, in file order; stops on its failure. */

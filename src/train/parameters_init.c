@@ -1,0 +1,134 @@
+/* First values of the parameters: random ones, or those of a model folder. */
+#include "train/parameters.h"
+
+#include "base/error.h"
+#include "base/numeric.h"
+#include "base/rng.h"
+
+#include <math.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define PIECE ((int64_t)1 << 14) /* elements made at a time */
+
+/* ---- random ------------------------------------------------------------------------------- */
+
+/* A draw is the sum of the four halves of two Philox words: nearly normal, never beyond 3.47
+ * standard deviations, and made of integers, so the same everywhere. Variance 4 (2^32 - 1) / 12. */
+#define DRAW_MEAN   131070.0
+#define DRAW_SPREAD 37837.2
+
+static double draw(uint32_t a, uint32_t b)
+{
+    return ((double)((a & 0xffff) + (a >> 16)) + (double)((b & 0xffff) + (b >> 16)) - DRAW_MEAN) /
+           DRAW_SPREAD;
+}
+
+static uint64_t name_stream(const char *name)
+{
+    uint64_t hash = 14695981039346656037u; /* FNV-1a */
+    for (; *name; name++) hash = (hash ^ (uint8_t)*name) * 1099511628211u;
+    return hash;
+}
+
+/* What is added to the residual stream starts smaller, the deeper the model. */
+static int32_t writes_residual(const msa__tensor_spec *spec)
+{
+    if (spec->layer < 0) return 0;
+    if (spec->expert >= 0) return spec->slot == offsetof(msa_mlp_weights, down);
+    return spec->slot == offsetof(msa__layer_weights, o) ||
+           spec->slot == offsetof(msa__layer_weights, mlp.down) ||
+           spec->slot == offsetof(msa__layer_weights, shared.down);
+}
+
+static msa_status randomize_one(msa__parameters *p, const msa__parameter *one, uint64_t seed,
+                                float spread, float *piece)
+{
+    const msa__tensor_spec *spec = &one->spec;
+    uint64_t stream = name_stream(spec->name);
+    float constant = spec->kind == MSA__KIND_NORM && !p->config->norm_one_plus ? 1.0f : 0.0f;
+    int32_t is_constant = spec->kind == MSA__KIND_NORM || spec->kind == MSA__KIND_ROUTER_BIAS;
+    double scale = spread;
+    if (writes_residual(spec)) scale /= sqrt(2.0 * p->config->n_layers);
+    for (int64_t at = 0; at < one->n; at += PIECE) {
+        int64_t n = one->n - at < PIECE ? one->n - at : PIECE;
+        for (int64_t i = 0; i < n; i += 2) {
+            uint32_t words[4];
+            msa__philox(seed, (uint64_t)(at + i) / 2, stream, words);
+            for (int64_t k = 0; k < 2 && i + k < n; k++) {
+                double x = scale * draw(words[2 * k], words[2 * k + 1]);
+                piece[i + k] = is_constant ? constant : (float)x;
+            }
+        }
+        MSA_TRY(msa__parameters_put(p, one, at, n, piece));
+    }
+    return MSA_OK;
+}
+
+msa_status msa__parameters_randomize(msa__parameters *p, uint64_t seed, float spread)
+{
+    float *piece = malloc((size_t)PIECE * sizeof(*piece));
+    if (!piece) return MSA_FAIL(MSA_ENOMEM, "train: no memory for a piece of a tensor");
+    msa_status status = MSA_OK;
+    for (int32_t i = 0; i < p->n_list && status == MSA_OK; i++) {
+        status = randomize_one(p, &p->list[i], seed, spread, piece);
+    }
+    free(piece);
+    return status;
+}
+
+/* ---- from a folder ------------------------------------------------------------------------ */
+
+static msa_status load_one(msa__parameters *p, const msa__parameter *one, const msa_tensor *from,
+                           float *piece)
+{
+    if (!from->data) {
+        if (one->group == MSA__GROUP_INDEX_DECAYED || one->group == MSA__GROUP_INDEX_UNDECAYED) {
+            return MSA_OK;
+        }
+        return MSA_FAIL(MSA_EINVAL, "train: tensor %s is not in the folder of init_from",
+                        one->spec.name);
+    }
+    if (from->dtype != MSA_DTYPE_F32 && from->dtype != MSA_DTYPE_BF16 &&
+        from->dtype != MSA_DTYPE_F16) {
+        return MSA_FAIL(MSA_EUNSUPPORTED,
+                        "train: tensor %s of init_from: dtype %s, must be f32, "
+                        "bf16 or f16",
+                        one->spec.name, msa_dtype_name(from->dtype));
+    }
+    int64_t columns = one->spec.columns ? one->spec.columns : 1;
+    if (from->shape[0] != one->spec.rows || (one->spec.columns && from->shape[1] != columns)) {
+        return MSA_FAIL(MSA_EINVAL,
+                        "train: tensor %s of init_from: shape [%lld, %lld], must be "
+                        "[%lld, %lld] by model.config",
+                        one->spec.name, (long long)from->shape[0],
+                        one->spec.columns ? (long long)from->shape[1] : 0,
+                        (long long)one->spec.rows, (long long)one->spec.columns);
+    }
+    for (int64_t at = 0; at < one->n; at += PIECE) {
+        int64_t n = one->n - at < PIECE ? one->n - at : PIECE;
+        for (int64_t i = 0; i < n; i++) piece[i] = load_f32(from->data, from->dtype, at + i);
+        MSA_TRY(msa__parameters_put(p, one, at, n, piece));
+    }
+    return MSA_OK;
+}
+
+msa_status msa__parameters_load(msa__parameters *p, const msa__weights *from)
+{
+    if (from->n_layers != p->config->n_layers || from->n_experts != p->config->n_experts) {
+        return MSA_FAIL(MSA_EINVAL,
+                        "train: init_from has %d layers and %d experts, must have %d "
+                        "and %d by model.config",
+                        from->n_layers, from->n_experts, p->config->n_layers, p->config->n_experts);
+    }
+    float *piece = malloc((size_t)PIECE * sizeof(*piece));
+    if (!piece) return MSA_FAIL(MSA_ENOMEM, "train: no memory for a piece of a tensor");
+    msa_status status = MSA_OK;
+    for (int32_t i = 0; i < p->n_list && status == MSA_OK; i++) {
+        const msa_tensor *view = msa__weights_view(from, &p->list[i].spec);
+        status = load_one(p, &p->list[i], view, piece);
+    }
+    free(piece);
+    return status;
+}

@@ -1,0 +1,198 @@
+/* Forward and backward over a micro-batch: a walk up the layers and down again.
+ *
+ * Queries, keys and index keys of a micro-batch are packed, one sequence a document. The residual
+ * stream and its gradient are f32; what a matrix reads is rounded once to the activation dtype.
+ *
+ *     up    msa__walk_forward   embedding and layers
+ *           msa__walk_loss      head and cross-entropy, a few rows at a time
+ *     down  msa__walk_backward  layers and embedding; KL of the index branches on the way
+ *
+ * Every buffer and workspace is sized once, by a dry walk that only plans. All of it is memory of
+ * the operators; results are downloaded by whoever wants them.
+ */
+#ifndef MSA_TRAIN_WALK_H
+#define MSA_TRAIN_WALK_H
+
+#include "train/parameters.h"
+
+/* What MSA layers do. */
+typedef enum msa__phase {
+    MSA__PHASE_DENSE,  /* full attention, no index branch */
+    MSA__PHASE_WARMUP, /* full attention; the index branch learns from every visible token */
+    MSA__PHASE_SPARSE  /* attention to the selected blocks; the index branch learns from those */
+} msa__phase;
+
+/* What stays of a layer for the way down. */
+typedef enum msa__keep {
+    MSA__KEEP_NOTHING,  /* no way down */
+    MSA__KEEP_RESIDUAL, /* its entry: the layer is run again on the way down */
+    MSA__KEEP_ALL
+} msa__keep;
+
+typedef struct msa__walk_args {
+    msa_context *ctx;
+    const msa__config *config;
+    const msa__weights *weights;      /* where the operators read them; retained */
+    const msa__parameters *gradients; /* NULL: forward only */
+    msa_dtype dtype;                  /* activations */
+    msa__keep keep;
+    int64_t max_tokens; /* of a micro-batch */
+} msa__walk_args;
+
+/* What a walk does; may change between walks. */
+typedef struct msa__walk_mode {
+    msa__phase phase;
+    int32_t freeze_backbone; /* 1: only index branches get gradients, and there is no way down */
+    int32_t index_reaches_backbone; /* 1: an ablation, KL's gradient goes on into the normed x */
+    int32_t measure_index;          /* 1: keep each row's KL in index_loss */
+    float loss_weight;              /* of one token's cross-entropy */
+    float index_weight;             /* of one row's KL */
+} msa__walk_mode;
+
+/* What a layer's backward pass needs; T rows each, A = activation dtype. */
+typedef struct msa__layer_state {
+    float *residual_mid;       /* [H] after attention */
+    void *normed, *ffn_normed; /* [H] A */
+    void *q_raw, *k_raw;       /* [Hq, D], [Hkv, D] A: before the head norm; NULL without one */
+    void *q, *k, *v;           /* A */
+    void *index_q_raw, *index_k_raw;
+    void *index_q, *index_k; /* [Hkv, Di], [Di] A */
+    void *attended;          /* [Hq, D] A */
+    float *lse;              /* [Hq] */
+    int32_t *blocks;         /* [Hkv, K] */
+    float *index_lse;        /* [Hkv] */
+    float *expert_weights;   /* [topk] */
+} msa__layer_state;
+
+/* A micro-batch, host arrays. */
+typedef struct msa__walk_batch {
+    const int32_t *tokens, *targets, *positions; /* [n_tokens]; targets NULL: no loss */
+    const int32_t *cu_seqlens;                   /* [n_seqs + 1] */
+    int32_t n_tokens, n_seqs;
+} msa__walk_batch;
+
+typedef struct msa__walk {
+    msa__walk_args args;
+    msa__walk_mode mode;
+    int32_t planning; /* 1: operators are planned, not run */
+    int32_t n_tokens, n_seqs;
+
+    int32_t *tokens, *targets, *positions, *cu_seqlens; /* as the batch; [T + 1] the last */
+    float *inv_freq;
+    float **residual;         /* [n_layers + 1] of [T, H]: entry of a layer; host array */
+    msa__layer_state *layers; /* [n_layers], equal where nothing is kept; host array */
+
+    /* results */
+    float *loss;          /* [T] cross-entropy of a row */
+    float **index_loss;   /* [n_layers] of [T, Hkv]; NULL: no MSA layer; host array */
+    int32_t **expert_ids; /* [n_layers] of [T, topk]; NULL: no MoE layer; host array */
+
+    /* of one layer at a time */
+    float *d_residual, *d_normed; /* [T, H] */
+    void *d_attended;             /* [T, Hq, D] A */
+    float *q_f32, *k_f32, *v_f32; /* projections up, their gradients down */
+    float *index_q_f32, *index_k_f32;
+    float *d_expert_weights; /* [T, topk] */
+    int32_t *reverse_offsets, *reverse_queries;
+    int64_t head_rows;             /* rows of logits at a time */
+    void *head_normed;             /* [head_rows, H] A */
+    float *logits, *d_head_normed; /* [head_rows, vocab], [head_rows, H] */
+    void *workspace;
+    size_t workspace_bytes;
+
+    void *memory, *host; /* the allocations behind all of the above */
+    size_t memory_bytes, host_bytes;
+} msa__walk;
+
+/* Plan and allocate. args' pointers are retained.
+ * Errors    MSA_EUNSUPPORTED an attention kind, dtype or backend that does not train; MSA_ENOMEM,
+ *           MSA_EDEVMEM with the bytes */
+MSA_CHECK_RESULT msa_status msa__walk_create(msa__walk *walk, const msa__walk_args *args);
+void msa__walk_destroy(msa__walk *walk); /* also of a zeroed struct */
+
+/* Upload a micro-batch and walk up. With a frozen backbone index gradients are made here.
+ * Errors    MSA_EINVAL a token outside the vocabulary, a micro-batch larger than max_tokens */
+MSA_CHECK_RESULT msa_status msa__walk_forward(msa__walk *walk, const msa__walk_batch *batch);
+
+/* Cross-entropy of every row; with gradients of head, final norm and residual stream where the walk
+ * will go down. */
+MSA_CHECK_RESULT msa_status msa__walk_loss(msa__walk *walk, int32_t with_gradients);
+
+/* Add the gradients of this micro-batch. */
+MSA_CHECK_RESULT msa_status msa__walk_backward(msa__walk *walk);
+
+/* ---- shared by the walk's files ------------------------------------------------------------ */
+
+/* 1 where the layer's index branch is run. */
+static inline int32_t msa__walk_has_index(const msa__walk *w, int32_t layer)
+{
+    return w->args.config->layers[layer].attention == MSA__ATTENTION_MSA &&
+           w->mode.phase != MSA__PHASE_DENSE;
+}
+
+/* 1 where the layer attends to selected blocks. */
+static inline int32_t msa__walk_selects(const msa__walk *w, int32_t layer)
+{
+    return msa__walk_has_index(w, layer) && w->mode.phase == MSA__PHASE_SPARSE;
+}
+
+/* Plan an operator; run it too, unless planning. */
+#define MSA__WALK_RUN(walk, plan, run, op_args)                                                    \
+    do {                                                                                           \
+        msa_plan walk_plan_;                                                                       \
+        msa_plan_init(&walk_plan_);                                                                \
+        MSA_TRY(plan((walk)->args.ctx, (op_args), &walk_plan_));                                   \
+        if ((walk)->planning) {                                                                    \
+            if (walk_plan_.workspace_bytes > (walk)->workspace_bytes)                              \
+                (walk)->workspace_bytes = walk_plan_.workspace_bytes;                              \
+        } else {                                                                                   \
+            MSA_TRY(run((walk)->args.ctx, &walk_plan_, (op_args), (walk)->workspace,               \
+                        (walk)->workspace_bytes));                                                 \
+        }                                                                                          \
+    } while (0)
+#define MSA__WALK_OP(walk, op, op_args) MSA__WALK_RUN(walk, op##_plan, op, op_args)
+
+/* An operator without workspace. */
+#define MSA__WALK_CALL(walk, op, op_args)                                                          \
+    do {                                                                                           \
+        if (!(walk)->planning) MSA_TRY(op((walk)->args.ctx, (op_args)));                           \
+    } while (0)
+
+/* Views of T rows. */
+msa_tensor msa__walk_rows(const msa__walk *w, const void *data, msa_dtype dtype, int64_t width);
+msa_tensor msa__walk_heads(const msa__walk *w, const void *data, msa_dtype dtype, int64_t n_heads,
+                           int64_t dim);
+msa_kv_view msa__walk_kv(const msa__walk *w, const msa__layer_state *s);
+
+msa_status msa__walk_norm(const msa__walk *w, msa_tensor x, const msa_tensor *weight,
+                          msa_tensor out);
+msa_status msa__walk_linear(msa__walk *w, msa_tensor x, const msa_weight *weight, msa_tensor out,
+                            int32_t accumulate);
+msa_status msa__walk_rope(const msa__walk *w, msa_tensor x, msa_tensor out, int32_t inverse);
+msa_status msa__walk_copy(const msa__walk *w, float *to, const float *from);
+
+/* One layer up: residual[layer] to residual[layer + 1]. */
+msa_status msa__walk_layer(msa__walk *w, int32_t layer);
+
+/* The reverse index of a layer's blocks, for KL and for attention's gradient. */
+msa_status msa__walk_reverse(msa__walk *w, const msa__layer_state *s, msa_reverse_index *out);
+
+/* KL of one layer and the gradients of its index branch. */
+msa_status msa__walk_index(msa__walk *w, int32_t layer, const msa_reverse_index *reverse,
+                           int32_t with_gradients);
+
+/* Gradients through a projection, its head norm and its rotation; d_x is set, or added to. */
+typedef struct msa__projection {
+    const msa_weight *weight;
+    const msa_tensor *norm; /* data NULL: none */
+    msa_tensor d_weight, d_norm;
+    const void *x;   /* normed x, [T, H] A */
+    const void *raw; /* before the head norm */
+    float *gradient; /* [T, heads, dim]: of the rotated heads in, changed */
+    int64_t n_heads, dim;
+    int32_t rotated;
+} msa__projection;
+msa_status msa__walk_project_back(msa__walk *w, const msa__projection *p, float *d_x,
+                                  int32_t accumulate);
+
+#endif

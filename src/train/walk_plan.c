@@ -1,0 +1,266 @@
+/* Buffers of a walk: one allocation of the operators' memory, one of pointers, and a workspace that
+ * a dry walk of every mode sizes. */
+#include "train/walk.h"
+
+#include "base/arena.h"
+#include "base/error.h"
+#include "model/rope_frequencies.h"
+#include "msa/memory.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* Logits at a time: enough for the head to run well, few enough to hold. */
+#define HEAD_BYTES ((int64_t)256 << 20)
+#define HEAD_ROWS  2048
+
+static int64_t min_of(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* ---- layout ------------------------------------------------------------------------------- */
+
+static void lay_out_step(msa__walk *w, msa__arena *arena)
+{
+    int64_t n = w->args.max_tokens;
+    w->tokens = msa__arena_take(arena, n, sizeof(int32_t));
+    w->targets = msa__arena_take(arena, n, sizeof(int32_t));
+    w->positions = msa__arena_take(arena, n, sizeof(int32_t));
+    w->cu_seqlens = msa__arena_take(arena, n + 1, sizeof(int32_t));
+    w->inv_freq = msa__arena_take(arena, w->args.config->rotary_dim / 2, sizeof(float));
+    w->loss = msa__arena_take(arena, n, sizeof(float));
+}
+
+static void lay_out_state(const msa__walk *w, msa__layer_state *s, int32_t msa, int32_t moe,
+                          msa__arena *arena)
+{
+    const msa__config *c = w->args.config;
+    int64_t n = w->args.max_tokens;
+    size_t element = msa_dtype_bytes(w->args.dtype), hidden = (size_t)c->hidden_size;
+    size_t q = (size_t)c->n_q_heads * (size_t)c->head_dim;
+    size_t kv = (size_t)c->n_kv_heads * (size_t)c->head_dim;
+    size_t index_q = (size_t)c->n_kv_heads * (size_t)c->index_dim;
+    memset(s, 0, sizeof(*s));
+    s->residual_mid = msa__arena_take(arena, n, hidden * sizeof(float));
+    s->normed = msa__arena_take(arena, n, hidden * element);
+    s->ffn_normed = msa__arena_take(arena, n, hidden * element);
+    if (c->qk_norm) {
+        s->q_raw = msa__arena_take(arena, n, q * element);
+        s->k_raw = msa__arena_take(arena, n, kv * element);
+    }
+    s->q = msa__arena_take(arena, n, q * element);
+    s->k = msa__arena_take(arena, n, kv * element);
+    s->v = msa__arena_take(arena, n, kv * element);
+    s->attended = msa__arena_take(arena, n, q * element);
+    s->lse = msa__arena_take(arena, n, (size_t)c->n_q_heads * sizeof(float));
+    if (msa) {
+        s->index_q_raw = msa__arena_take(arena, n, index_q * element);
+        s->index_k_raw = msa__arena_take(arena, n, (size_t)c->index_dim * element);
+        s->index_q = msa__arena_take(arena, n, index_q * element);
+        s->index_k = msa__arena_take(arena, n, (size_t)c->index_dim * element);
+        s->blocks =
+            msa__arena_take(arena, n * c->n_kv_heads, (size_t)c->topk_blocks * sizeof(int32_t));
+        s->index_lse = msa__arena_take(arena, n, (size_t)c->n_kv_heads * sizeof(float));
+    }
+    if (moe) {
+        s->expert_weights =
+            msa__arena_take(arena, n, (size_t)c->n_experts_per_token * sizeof(float));
+    }
+}
+
+static int32_t has_msa(const msa__config *c)
+{
+    return msa__config_count_attention(c, MSA__ATTENTION_MSA) > 0;
+}
+
+/* Residual streams, results and states of the layers. */
+static void lay_out_layers(msa__walk *w, msa__arena *arena)
+{
+    const msa__config *c = w->args.config;
+    int64_t n = w->args.max_tokens;
+    size_t row = (size_t)c->hidden_size * sizeof(float);
+    for (int32_t i = 0; i <= c->n_layers; i++) {
+        int32_t own = w->args.keep != MSA__KEEP_NOTHING || i < 2;
+        w->residual[i] = own ? msa__arena_take(arena, n, row) : w->residual[i - 2];
+    }
+    if (w->args.keep != MSA__KEEP_ALL) {
+        lay_out_state(w, &w->layers[0], has_msa(c), c->n_experts > 0, arena);
+        for (int32_t i = 1; i < c->n_layers; i++) w->layers[i] = w->layers[0];
+    }
+    for (int32_t i = 0; i < c->n_layers; i++) {
+        int32_t msa = c->layers[i].attention == MSA__ATTENTION_MSA, moe = c->layers[i].moe;
+        w->index_loss[i] = NULL;
+        w->expert_ids[i] = NULL;
+        if (w->args.keep == MSA__KEEP_ALL) lay_out_state(w, &w->layers[i], msa, moe, arena);
+        if (msa) w->index_loss[i] = msa__arena_take(arena, n * c->n_kv_heads, sizeof(float));
+        if (moe) {
+            w->expert_ids[i] =
+                msa__arena_take(arena, n, (size_t)c->n_experts_per_token * sizeof(int32_t));
+        }
+    }
+}
+
+/* What one layer at a time uses, and the head. */
+static void lay_out_scratch(msa__walk *w, msa__arena *arena)
+{
+    const msa__config *c = w->args.config;
+    int64_t n = w->args.max_tokens;
+    size_t row = (size_t)c->hidden_size * sizeof(float);
+    size_t q = (size_t)c->n_q_heads * (size_t)c->head_dim;
+    size_t kv = (size_t)c->n_kv_heads * (size_t)c->head_dim;
+    w->q_f32 = msa__arena_take(arena, n, q * sizeof(float));
+    w->k_f32 = msa__arena_take(arena, n, kv * sizeof(float));
+    if (has_msa(c)) {
+        w->index_q_f32 =
+            msa__arena_take(arena, n * c->n_kv_heads, (size_t)c->index_dim * sizeof(float));
+        w->index_k_f32 = msa__arena_take(arena, n, (size_t)c->index_dim * sizeof(float));
+        int64_t capacity = n / c->block_size + n; /* a sequence has at least one token */
+        w->reverse_offsets =
+            msa__arena_take(arena, c->n_kv_heads * (capacity + 1), sizeof(int32_t));
+        w->reverse_queries =
+            msa__arena_take(arena, n * c->n_kv_heads, (size_t)c->topk_blocks * sizeof(int32_t));
+    }
+    w->head_normed = msa__arena_take(arena, w->head_rows,
+                                     (size_t)c->hidden_size * msa_dtype_bytes(w->args.dtype));
+    w->logits = msa__arena_take(arena, w->head_rows, (size_t)c->vocab_size * sizeof(float));
+    if (!w->args.gradients) return;
+    w->d_residual = msa__arena_take(arena, n, row);
+    w->d_normed = msa__arena_take(arena, n, row);
+    w->d_attended = msa__arena_take(arena, n, q * msa_dtype_bytes(w->args.dtype));
+    w->v_f32 = msa__arena_take(arena, n, kv * sizeof(float));
+    if (c->n_experts) {
+        w->d_expert_weights =
+            msa__arena_take(arena, n, (size_t)c->n_experts_per_token * sizeof(float));
+    }
+    w->d_head_normed = msa__arena_take(arena, w->head_rows, row);
+}
+
+static void lay_out(msa__walk *w, msa__arena *arena)
+{
+    lay_out_step(w, arena);
+    lay_out_layers(w, arena);
+    lay_out_scratch(w, arena);
+    w->workspace = msa__arena_take(arena, 1, w->workspace_bytes);
+}
+
+static void lay_out_host(msa__walk *w, msa__arena *arena)
+{
+    int32_t n = w->args.config->n_layers;
+    w->residual = msa__arena_take(arena, n + 1, sizeof(*w->residual));
+    w->layers = msa__arena_take(arena, n, sizeof(*w->layers));
+    w->index_loss = msa__arena_take(arena, n, sizeof(*w->index_loss));
+    w->expert_ids = msa__arena_take(arena, n, sizeof(*w->expert_ids));
+}
+
+/* ---- planning ----------------------------------------------------------------------------- */
+
+/* The arena's addresses while planning: pointers that are never followed, but tell present from
+ * absent. */
+#define NOWHERE ((unsigned char *)4096)
+
+static msa_status plan_phase(msa__walk *w, msa__phase phase, int32_t freeze)
+{
+    w->mode = (msa__walk_mode){.phase = phase, .freeze_backbone = freeze, .measure_index = 1};
+    MSA_TRY(msa__walk_forward(w, NULL));
+    MSA_TRY(msa__walk_loss(w, w->args.gradients && !freeze));
+    return w->args.gradients ? msa__walk_backward(w) : MSA_OK;
+}
+
+static msa_status plan(msa__walk *w)
+{
+    msa__arena arena = {NOWHERE, 0, 0};
+    w->planning = 1;
+    w->n_tokens = w->n_seqs = (int32_t)w->args.max_tokens;
+    lay_out(w, &arena);
+    MSA_TRY(plan_phase(w, MSA__PHASE_DENSE, 0));
+    if (has_msa(w->args.config)) {
+        MSA_TRY(plan_phase(w, MSA__PHASE_WARMUP, 0));
+        MSA_TRY(plan_phase(w, MSA__PHASE_SPARSE, 0));
+    }
+    w->planning = 0;
+    memset(&w->mode, 0, sizeof(w->mode));
+    return MSA_OK;
+}
+
+/* ---- the whole ---------------------------------------------------------------------------- */
+
+static msa_status check(const msa__walk_args *args)
+{
+    if (args->dtype != MSA_DTYPE_F32 && args->dtype != MSA_DTYPE_BF16) {
+        return MSA_FAIL(MSA_EUNSUPPORTED, "train: dtype = %s, must be f32 or bf16",
+                        msa_dtype_name(args->dtype));
+    }
+    if (args->max_tokens < 1 || args->max_tokens > INT32_MAX / 2) {
+        return MSA_FAIL(MSA_EINVAL, "train: %lld tokens in a micro-batch, must be 1..%d",
+                        (long long)args->max_tokens, INT32_MAX / 2);
+    }
+    for (int32_t i = 0; i < args->config->n_layers; i++) {
+        int32_t kind = args->config->layers[i].attention;
+        if (kind == MSA__ATTENTION_DENSE || kind == MSA__ATTENTION_MSA) continue;
+        return MSA_FAIL(MSA_EUNSUPPORTED,
+                        "train: layer %d: only dense and MSA attention can be "
+                        "trained",
+                        i);
+    }
+    return MSA_OK;
+}
+
+static msa_status upload_inv_freq(const msa__walk *w)
+{
+    const msa__config *c = w->args.config;
+    float inv_freq[MSA__MAX_ROPE_FREQUENCIES];
+    msa__rope_frequencies(c, inv_freq);
+    return msa_memory_upload(w->args.ctx, w->inv_freq, inv_freq,
+                             (size_t)(c->rotary_dim / 2) * sizeof(*inv_freq));
+}
+
+static msa_status create(msa__walk *w)
+{
+    MSA_TRY(check(&w->args));
+    const msa__config *c = w->args.config;
+    msa__arena host = {0}, arena = {0};
+    lay_out_host(w, &host);
+    w->host_bytes = host.used;
+    w->host = calloc(1, host.used);
+    if (!w->host) return MSA_FAIL(MSA_ENOMEM, "train: no memory for the layers");
+    host = (msa__arena){w->host, 0, 0};
+    lay_out_host(w, &host);
+    int64_t fits = HEAD_BYTES / ((int64_t)c->vocab_size * (int64_t)sizeof(float));
+    w->head_rows = min_of(w->args.max_tokens, min_of(HEAD_ROWS, fits < 16 ? 16 : fits));
+    MSA_TRY(plan(w));
+    lay_out(w, &arena);
+    if (arena.overflow) {
+        return MSA_FAIL(MSA_EINVAL, "train: activations of %lld tokens overflow size_t",
+                        (long long)w->args.max_tokens);
+    }
+    msa_status status = msa_memory_alloc(w->args.ctx, arena.used, &w->memory);
+    if (status == MSA_ENOMEM || status == MSA_EDEVMEM) {
+        return MSA_FAIL(status,
+                        "train: no memory for %zu bytes of activations; a smaller "
+                        "batch.micro_tokens or activations \"recompute\" needs less",
+                        arena.used);
+    }
+    MSA_TRY(status);
+    w->memory_bytes = arena.used;
+    arena = (msa__arena){w->memory, 0, 0};
+    lay_out(w, &arena);
+    return upload_inv_freq(w);
+}
+
+msa_status msa__walk_create(msa__walk *walk, const msa__walk_args *args)
+{
+    memset(walk, 0, sizeof(*walk));
+    walk->args = *args;
+    msa_status status = create(walk);
+    if (status != MSA_OK) msa__walk_destroy(walk);
+    return status;
+}
+
+void msa__walk_destroy(msa__walk *walk)
+{
+    if (!walk->args.ctx) return;
+    msa_memory_free(walk->args.ctx, walk->memory, walk->memory_bytes);
+    free(walk->host);
+    memset(walk, 0, sizeof(*walk));
+}
