@@ -33,6 +33,7 @@
 #define MSA_MSA_H
 
 #include "msa/attention.h"
+#include "msa/baselines.h"
 #include "msa/cache.h"
 #include "msa/context.h"
 #include "msa/engine.h"

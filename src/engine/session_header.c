@@ -53,6 +53,8 @@ static uint64_t fingerprint(const msa_model *model)
                         c->topk_blocks,
                         c->n_init_blocks,
                         c->n_local_blocks,
+                        c->window,
+                        c->window_blocks,
                         c->activation.kind,
                         (double)c->activation.alpha,
                         (double)c->activation.beta,
@@ -99,7 +101,7 @@ msa_status msa__session_header_make(msa__session_header *header, const msa_engin
     header->n_kv_heads = config->n_kv_heads;
     header->head_dim = config->head_dim;
     for (int32_t i = 0; i < config->n_layers; i++) {
-        if (msa__forward_layer_selects(&engine->forward, i)) header->index_dim = config->index_dim;
+        if (engine->forward.views[i].k_index.data) header->index_dim = config->index_dim;
     }
     header->block_size = config->block_size;
     header->k_dtype = engine->args.k_dtype;

@@ -6,6 +6,9 @@
  *   transformers  the same keys flattened: index_*, layer_types[], mlp_layer_types[],
  * rope_parameters{}
  *
+ * In both, layer_types[] may name other kinds of attention (config_attention.c); beside it the
+ * released layout has no sparse_attention_freq[].
+ *
  * A text-only folder has the keys of text_config at the top. What the released layout spells out
  * and the other leaves to its model class (norm and router kinds) is required here and fixed there.
  * Every value that we do not implement is refused by name: a key that is ignored is a wrong answer.
@@ -13,6 +16,7 @@
 #include "model/config.h"
 
 #include "base/error.h"
+#include "model/config_attention.h"
 #include "model/config_gqa.h"
 #include "model/json_optional.h"
 
@@ -47,7 +51,6 @@ static const fixed_value fixed_values[] = {
     {"mlp_bias", NULL, MSA__JSON_FALSE, 0},
     {"norm_topk_prob", NULL, MSA__JSON_TRUE, 0},
     {"rope_scaling", NULL, MSA__JSON_NULL, 1},
-    {"sliding_window", NULL, MSA__JSON_NULL, 1},
     {"attn_logit_softcapping", NULL, MSA__JSON_NULL, 0},
     {"final_logit_softcapping", NULL, MSA__JSON_NULL, 0},
     {"attention_sinks", NULL, MSA__JSON_NULL, 0},
@@ -278,9 +281,7 @@ static msa_status read_sparse_flattened(msa__config *config, const msa__json *te
 {
     static const index_keys keys = {"index_n_heads", "index_head_dim", "index_block_size",
                                     "index_topk_blocks", "index_local_blocks"};
-    MSA_TRY(read_layer_list(text, "layer_types", config->n_layers, "full_attention",
-                            "minimax_m3_sparse", &config->layers[0].attention,
-                            sizeof(config->layers[0])));
+    MSA_TRY(msa__config_read_layer_types(config, text));
     if (msa__config_count_attention(config, MSA__ATTENTION_MSA) == 0) return MSA_OK;
     MSA_TRY(read_index_shape(config, text, &keys));
     if (!msa__json_get(text, "index_init_blocks")) return MSA_OK;
@@ -312,13 +313,21 @@ static msa_status read_sparse_released(msa__config *config, const msa__json *tex
     static const index_keys keys = {"sparse_num_index_heads", "sparse_index_dim",
                                     "sparse_block_size", "sparse_topk_blocks",
                                     "sparse_local_block"};
-    const msa__json *sparse, *pooling;
+    const msa__json *sparse, *pooling, *types = msa__json_get(text, "layer_types");
     int32_t use;
+    if (types) MSA_TRY(msa__config_read_layer_types(config, text));
+    if (types && msa__config_count_attention(config, MSA__ATTENTION_MSA) == 0) return MSA_OK;
     MSA_TRY(msa__json_need(text, "sparse_attention_config", &sparse));
     MSA_TRY(need_bool(sparse, "use_sparse_attention", &use));
+    if (types && (!use || msa__json_get(sparse, "sparse_attention_freq"))) {
+        return msa__json_fail(sparse, MSA_EFORMAT,
+                              "must be used and without sparse_attention_freq beside layer_types");
+    }
     if (!use) return MSA_OK;
-    MSA_TRY(read_layer_list(sparse, "sparse_attention_freq", config->n_layers, NULL, NULL,
-                            &config->layers[0].attention, sizeof(config->layers[0])));
+    if (!types) {
+        MSA_TRY(read_layer_list(sparse, "sparse_attention_freq", config->n_layers, NULL, NULL,
+                                &config->layers[0].attention, sizeof(config->layers[0])));
+    }
     MSA_TRY(read_index_shape(config, sparse, &keys));
     TRY_INT(sparse, "sparse_init_block", 0, config->topk_blocks - config->n_local_blocks,
             &config->n_init_blocks);
@@ -329,11 +338,14 @@ static msa_status read_sparse_released(msa__config *config, const msa__json *tex
     return check_index_value(config, sparse);
 }
 
-int32_t msa__config_count_attention(const msa__config *config, msa__attention_kind kind)
+/* A window that no layer has would be a key that is ignored. */
+static msa_status check_window(const msa__config *config, const msa__json *text)
 {
-    int32_t n = 0;
-    for (int32_t i = 0; i < config->n_layers; i++) n += config->layers[i].attention == kind;
-    return n;
+    const msa__json *value = msa__json_get(text, "sliding_window");
+    if (!value || value->type == MSA__JSON_NULL) return MSA_OK;
+    if (msa__config_count_attention(config, MSA__ATTENTION_SWA) > 0) return MSA_OK;
+    return msa__json_fail(value, MSA_EUNSUPPORTED,
+                          "must be null where layer_types has no \"sliding_attention\"");
 }
 
 static int32_t count_moe_layers(const msa__config *config)
@@ -500,11 +512,13 @@ static msa_status read_tie(msa__config *config, const msa__json *root, const msa
 
 static msa_status read_m3(msa__config *config, const msa__json *root, const msa__json *text)
 {
-    int32_t flattened = msa__json_get(text, "layer_types") != NULL;
+    int32_t flattened =
+        msa__json_get(text, "layer_types") && !msa__json_get(text, "moe_layer_freq");
     MSA_TRY(read_norms(config, text, flattened));
     MSA_TRY(read_rope(config, text));
     MSA_TRY(read_activation(config, text, flattened));
     MSA_TRY(flattened ? read_sparse_flattened(config, text) : read_sparse_released(config, text));
+    MSA_TRY(check_window(config, text));
     MSA_TRY(read_moe(config, text, flattened));
     return read_quantization(config, root, text);
 }
@@ -547,6 +561,13 @@ msa_status msa__config_read(msa__config *config, const char *dir)
     msa_status status = msa__config_parse(config, root);
     msa__json_free(root);
     return status;
+}
+
+int32_t msa__config_count_attention(const msa__config *config, msa__attention_kind kind)
+{
+    int32_t n = 0;
+    for (int32_t i = 0; i < config->n_layers; i++) n += config->layers[i].attention == kind;
+    return n;
 }
 
 void msa__config_free(msa__config *config)

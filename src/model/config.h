@@ -10,7 +10,9 @@
 /* What a layer's attention is. config.json may name only the kinds that run. */
 typedef enum msa__attention_kind {
     MSA__ATTENTION_DENSE, /* full causal attention */
-    MSA__ATTENTION_MSA
+    MSA__ATTENTION_MSA,
+    MSA__ATTENTION_SWA,           /* sliding window */
+    MSA__ATTENTION_WINDOW_CONTROL /* the first block and the latest ones */
 } msa__attention_kind;
 
 typedef struct msa__layer_kind {
@@ -54,8 +56,10 @@ typedef struct msa__config {
     int32_t router_bias; /* e_score_correction_bias is present */
     int32_t tie_embeddings;
     int32_t index_dim, topk_blocks, n_init_blocks, n_local_blocks; /* 0 without MSA layers */
-    int32_t block_size; /* of the selection; without MSA layers of the cache's pages */
-    int32_t mxfp8;      /* quantization_config.quant_method */
+    int32_t block_size;    /* of the selection; without MSA layers of the cache's pages */
+    int32_t window;        /* tokens that sliding layers see, the current one included */
+    int32_t window_blocks; /* blocks of window-control layers, the first one included */
+    int32_t mxfp8;         /* quantization_config.quant_method */
     int32_t n_ignored;
     char **ignored_layers;                  /* modules quantisation leaves alone; owned */
     int32_t image_token_id, video_token_id; /* -1: none */

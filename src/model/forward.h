@@ -78,7 +78,7 @@ typedef struct msa__forward {
     float *index_k;            /* [T, Di] */
     void *index_q;             /* [T, Hkv, Di] A */
     void *attended;            /* [T, Hq, D] A */
-    int32_t *blocks;           /* [T, Hkv, K] */
+    int32_t *blocks;           /* [T, heads, K] of the kind of attention with the most */
     int32_t *expert_ids;       /* [T, topk] */
     float *expert_weights;     /* [T, topk] */
     int32_t max_rows;          /* R: rows that go through the head together */
@@ -115,11 +115,20 @@ void msa__forward_destroy(msa__forward *forward);
  * Errors    MSA_EINVAL a token outside the vocabulary; a tap's own status; MSA_EDEVICE */
 msa_status msa__forward_run(msa__forward *forward, const msa__batch *batch, const msa_taps *taps);
 
-/* 1 when a layer selects blocks in this pass. */
-static inline int msa__forward_layer_selects(const msa__forward *forward, int32_t layer)
+/* The attention of a layer in this pass. */
+static inline msa__attention_kind msa__forward_attention(const msa__forward *forward, int32_t layer)
 {
-    return forward->model->config.layers[layer].attention == MSA__ATTENTION_MSA &&
-           !forward->args.dense_attention;
+    msa__attention_kind kind = forward->model->config.layers[layer].attention;
+    return kind == MSA__ATTENTION_MSA && forward->args.dense_attention ? MSA__ATTENTION_DENSE
+                                                                       : kind;
+}
+
+/* Ids of selected blocks that a token has in a layer, 0: none. */
+static inline int64_t msa__forward_row_blocks(const msa__config *c, msa__attention_kind kind)
+{
+    if (kind == MSA__ATTENTION_MSA) return (int64_t)c->n_kv_heads * c->topk_blocks;
+    if (kind == MSA__ATTENTION_WINDOW_CONTROL) return (int64_t)c->n_kv_heads * c->window_blocks;
+    return 0;
 }
 
 #endif

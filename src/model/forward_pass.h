@@ -15,6 +15,31 @@ typedef struct msa__pass {
     int32_t n_rows; /* whose logits are wanted */
 } msa__pass;
 
+static inline msa_tensor rows(const void *data, msa_dtype dtype, int64_t n_rows, int64_t width)
+{
+    return msa_tensor_make(data, dtype, 2, n_rows, width, 0, 0);
+}
+
+static inline msa_tensor heads(const void *data, msa_dtype dtype, int64_t n_rows, int64_t n_heads,
+                               int64_t dim)
+{
+    return msa_tensor_make(data, dtype, 3, n_rows, n_heads, dim, 0);
+}
+
+/* Operators with this pass's constants filled in. */
+msa_status msa__pass_rmsnorm(const msa__pass *p, msa_tensor x, const msa_tensor *weight,
+                             msa_tensor out);
+msa_status msa__pass_linear(const msa__pass *p, msa_tensor x, const msa_weight *weight,
+                            msa_tensor out, int32_t accumulate);
+
+/* Show a tensor to the caller, who reads host memory. */
+msa_status msa__pass_tap(const msa__pass *p,
+                         msa_status (*see)(void *user, int32_t layer, const msa_tensor *tensor),
+                         int32_t layer, msa_tensor tensor);
+
+/* residual += o_proj(attention(norm(residual))), by the layer's kind of attention. */
+msa_status msa__pass_attention(const msa__pass *p, int32_t layer);
+
 /* Pack the arrays of a step into memory (NULL: only measure); returns their bytes. */
 size_t msa__step_lay_out(void *memory, int32_t n_tokens, int32_t n_seqs, int32_t n_rows,
                          msa__step *step);

@@ -65,13 +65,9 @@ static msa_status plan_selection(const sizing *s, const msa_kv_view *view)
 {
     msa__forward *f = s->forward;
     const msa__config *c = s->config;
-    msa_tensor blocks =
-        msa_tensor_make(NULL, MSA_DTYPE_I32, 3, s->n_tokens, c->n_kv_heads, c->topk_blocks, 0);
     msa_select_args select;
-    msa_attend_args attend;
     msa_plan plan;
     msa_select_args_init(&select);
-    msa_attend_args_init(&attend);
     msa_plan_init(&plan);
     select.q_index =
         msa_tensor_make(NULL, f->args.dtype, 3, s->n_tokens, c->n_kv_heads, c->index_dim, 0);
@@ -80,12 +76,26 @@ static msa_status plan_selection(const sizing *s, const msa_kv_view *view)
     select.topk = c->topk_blocks;
     select.n_init = c->n_init_blocks;
     select.n_local = c->n_local_blocks;
-    select.blocks = blocks;
+    select.blocks =
+        msa_tensor_make(NULL, MSA_DTYPE_I32, 3, s->n_tokens, c->n_kv_heads, c->topk_blocks, 0);
     MSA_TRY(msa_select_plan(f->ctx, &select, &plan));
     keep_largest(&f->select, &plan);
+    return MSA_OK;
+}
+
+static msa_status plan_block_attention(const sizing *s, const msa_kv_view *view,
+                                       msa__attention_kind kind)
+{
+    msa__forward *f = s->forward;
+    const msa__config *c = s->config;
+    int64_t topk = msa__forward_row_blocks(c, kind) / c->n_kv_heads;
+    msa_attend_args attend;
+    msa_plan plan;
+    msa_attend_args_init(&attend);
+    msa_plan_init(&plan);
     attend.q = msa_tensor_make(NULL, f->args.dtype, 3, s->n_tokens, c->n_q_heads, c->head_dim, 0);
     attend.kv = *view;
-    attend.blocks = blocks;
+    attend.blocks = msa_tensor_make(NULL, MSA_DTYPE_I32, 3, s->n_tokens, c->n_kv_heads, topk, 0);
     attend.block_size = c->block_size;
     attend.out = attend.q;
     MSA_TRY(msa_attend_plan(f->ctx, &attend, &plan));
@@ -93,7 +103,7 @@ static msa_status plan_selection(const sizing *s, const msa_kv_view *view)
     return MSA_OK;
 }
 
-static msa_status plan_dense_attention(const sizing *s, const msa_kv_view *view)
+static msa_status plan_dense_attention(const sizing *s, const msa_kv_view *view, int64_t window)
 {
     msa__forward *f = s->forward;
     const msa__config *c = s->config;
@@ -104,6 +114,7 @@ static msa_status plan_dense_attention(const sizing *s, const msa_kv_view *view)
     args.q = msa_tensor_make(NULL, f->args.dtype, 3, s->n_tokens, c->n_q_heads, c->head_dim, 0);
     args.kv = *view;
     args.block_size = c->block_size;
+    args.window = window;
     args.out = args.q;
     MSA_TRY(msa_dense_attend_plan(f->ctx, &args, &plan));
     keep_largest(&f->dense_attend, &plan);
@@ -113,14 +124,17 @@ static msa_status plan_dense_attention(const sizing *s, const msa_kv_view *view)
 static msa_status plan_layer(const sizing *s, int32_t layer)
 {
     const msa__layer_weights *w = &s->forward->weights->layers[layer];
-    int selects = msa__forward_layer_selects(s->forward, layer);
+    msa__attention_kind kind = msa__forward_attention(s->forward, layer);
     const msa_weight *projections[] = {&w->q, &w->k, &w->v, &w->o, &w->index_q, &w->index_k};
-    for (int i = 0; i < (selects ? 6 : 4); i++) {
+    for (int i = 0; i < (kind == MSA__ATTENTION_MSA ? 6 : 4); i++) {
         MSA_TRY(plan_linear(s, projections[i], MSA_DTYPE_F32));
     }
     MSA_TRY(plan_ffn(s, w, s->config->layers[layer].moe));
     const msa_kv_view *view = &s->forward->views[layer];
-    return selects ? plan_selection(s, view) : plan_dense_attention(s, view);
+    if (kind == MSA__ATTENTION_DENSE) return plan_dense_attention(s, view, 0);
+    if (kind == MSA__ATTENTION_SWA) return plan_dense_attention(s, view, s->config->window);
+    if (kind == MSA__ATTENTION_MSA) MSA_TRY(plan_selection(s, view));
+    return plan_block_attention(s, view, kind);
 }
 
 static msa_status plan_operators(const sizing *s)
@@ -168,6 +182,17 @@ static void lay_out_host(msa__forward *f, const msa__config *c, msa__arena *aren
     f->host_copy = msa__arena_take(arena, 1, tapped > page_bytes ? tapped : page_bytes);
 }
 
+static int64_t most_row_blocks(const msa__forward *f)
+{
+    const msa__config *c = &f->model->config;
+    int64_t most = 0;
+    for (int32_t layer = 0; layer < c->n_layers; layer++) {
+        int64_t n = msa__forward_row_blocks(c, msa__forward_attention(f, layer));
+        most = n > most ? n : most;
+    }
+    return most;
+}
+
 /* The map of the arena, in the order of struct msa__forward. */
 static void lay_out_buffers(msa__forward *f, const msa__config *c, msa__arena *arena)
 {
@@ -187,7 +212,7 @@ static void lay_out_buffers(msa__forward *f, const msa__config *c, msa__arena *a
     f->index_k = msa__arena_take(arena, n, (size_t)c->index_dim * sizeof(float));
     f->index_q = msa__arena_take(arena, n, (size_t)index_width * element);
     f->attended = msa__arena_take(arena, n, (size_t)q_width * element);
-    f->blocks = msa__arena_take(arena, n * c->n_kv_heads, (size_t)c->topk_blocks * sizeof(int32_t));
+    f->blocks = msa__arena_take(arena, n, (size_t)most_row_blocks(f) * sizeof(int32_t));
     f->expert_ids = msa__arena_take(arena, n, (size_t)c->n_experts_per_token * sizeof(int32_t));
     f->expert_weights = msa__arena_take(arena, n, (size_t)c->n_experts_per_token * sizeof(float));
     f->last_rows = msa__arena_take(arena, f->max_rows, (size_t)c->hidden_size * sizeof(float));

@@ -117,10 +117,13 @@ static void add_sparse_attention(const msa__preset *p, msa__text *t)
     add_line(t, "      \"sparse_block_size\": %d,", p->block_size);
     add_line(t, "      \"sparse_topk_blocks\": %d,", p->topk_blocks);
     add_line(t, "      \"sparse_local_block\": 1,");
-    add_line(t, "      \"sparse_init_block\": 0,");
     add_line(t, "      \"sparse_score_type\": \"max\",");
-    add_flags(t, "      \"sparse_attention_freq\": ", p->n_full_layers, p->n_layers, ",\n");
-    add_flags(t, "      \"sparse_disable_index_value\": ", p->n_full_layers, p->n_layers, "\n");
+    if (!p->attention) {
+        add_flags(t, "      \"sparse_attention_freq\": ", p->n_full_layers, p->n_layers, ",\n");
+        add_flags(t, "      \"sparse_disable_index_value\": ", p->n_full_layers, p->n_layers,
+                  ",\n");
+    }
+    add_line(t, "      \"sparse_init_block\": 0");
     add_line(t, "    }");
 }
 
@@ -158,6 +161,7 @@ static void add_text_config(const msa__preset *p, msa__text *t)
     add_flags(t, "    \"moe_layer_freq\": ", p->n_dense_layers, p->n_layers, ",\n");
     add_line(t, "    \"num_mtp_modules\": 0,");
     add_line(t, "    \"tie_word_embeddings\": false,");
+    if (p->attention) add_line(t, "    %s,", p->attention);
     add_sparse_attention(p, t);
     add_line(t, "  },");
 }

@@ -15,6 +15,7 @@ typedef struct msa__preset {
     int32_t expert_width, shared_width, dense_width;
     int32_t max_positions;
     int32_t mxfp8;
+    const char *attention; /* keys of other kinds of attention, layer_types among them, or NULL */
 } msa__preset;
 
 extern const msa__preset msa__presets[];

@@ -9,6 +9,7 @@
 #define MSA_OPS_BACKEND_H
 
 #include "base/threads.h"
+#include "msa/baselines.h"
 #include "msa/gradient.h"
 #include "msa/graph.h"
 
@@ -61,6 +62,9 @@ typedef struct msa__backend {
     msa_status (*attend_merge)(msa_context *ctx, const msa_attend_merge_args *args);
     msa_status (*kv_append)(msa_context *ctx, const msa_kv_append_args *args);
     msa_status (*index_quantize)(msa_context *ctx, const msa_index_quantize_args *args);
+
+    /* Baselines (msa/baselines.h). NULL: this backend does not have the operator. */
+    msa_status (*window_blocks)(msa_context *ctx, const msa_window_blocks_args *args);
 
     msa_status (*embed)(msa_context *ctx, const msa_embed_args *args);
     msa_status (*rmsnorm)(msa_context *ctx, const msa_rmsnorm_args *args);
@@ -120,7 +124,7 @@ extern const msa__backend msa__cpu_backend;
 
 /* The CUDA backend lives in libmsa_cuda.so, opened when a context first asks for it; it exports one
  * function that returns its table. MSA__BACKEND_ABI changes with this header. */
-#define MSA__BACKEND_ABI 3
+#define MSA__BACKEND_ABI 4
 typedef struct msa__backend_host { /* what the plugin needs of the library that opens it */
     void (*set_error)(const char *format, ...);
 } msa__backend_host;

@@ -54,6 +54,15 @@ static inline int msa__can_read(const msa__check *at)
 msa_status msa__check_call(msa__check *at, const msa_context *ctx, void *ours, size_t our_size,
                            const void *args);
 
+/* An operator that not every backend has, as an entry of its table. */
+#define MSA__CHECK_ENTRY(at, ctx, entry)                                                           \
+    do {                                                                                           \
+        if (!(ctx)->backend->entry) {                                                              \
+            return MSA_FAIL(MSA_EUNSUPPORTED, "%s: backend = %s, must be one with this operator",  \
+                            (at)->op, (ctx)->backend->name);                                       \
+        }                                                                                          \
+    } while (0)
+
 /* An optional tensor that the caller left out: no data, and while planning no shape either. */
 static inline int msa__is_absent(const msa__check *at, const msa_tensor *t)
 {

@@ -101,3 +101,16 @@ msa_status msa__check_ids(const msa__check *at, const int32_t *ids, int64_t n_id
     }
     return MSA_OK;
 }
+
+msa_status msa__check_positions(const msa__check *at, const int32_t *positions, int64_t n_tokens)
+{
+    MSA_TRY(msa__check_array(at, "positions", positions, sizeof(*positions)));
+    if (!msa__can_read(at)) return MSA_OK;
+    for (int64_t t = 0; t < n_tokens; t++) {
+        if (positions[t] < 0) {
+            return MSA_FAIL(MSA_EINVAL, "%s: positions[%lld] = %d, must not be negative", at->op,
+                            (long long)t, positions[t]);
+        }
+    }
+    return MSA_OK;
+}

@@ -32,4 +32,7 @@ msa_status msa__check_moe(const msa__check *at, const msa_moe_args *args);
 msa_status msa__check_ids(const msa__check *at, const int32_t *ids, int64_t n_ids, int64_t n,
                           const char *meaning);
 
+/* While running: the positions of n_tokens tokens, none negative. */
+msa_status msa__check_positions(const msa__check *at, const int32_t *positions, int64_t n_tokens);
+
 #endif

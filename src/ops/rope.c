@@ -2,19 +2,6 @@
 #include "ops/backend.h"
 #include "ops/check_layer.h"
 
-static msa_status check_positions(const msa__check *at, const int32_t *positions, int64_t n_tokens)
-{
-    MSA_TRY(msa__check_array(at, "positions", positions, sizeof(*positions)));
-    if (!msa__can_read(at)) return MSA_OK;
-    for (int64_t t = 0; t < n_tokens; t++) {
-        if (positions[t] < 0) {
-            return MSA_FAIL(MSA_EINVAL, "%s: positions[%lld] = %d, must not be negative", at->op,
-                            (long long)t, positions[t]);
-        }
-    }
-    return MSA_OK;
-}
-
 static msa_status check_args(const msa__check *at, const msa_rope_args *args)
 {
     const msa_tensor *x = &args->x;
@@ -30,7 +17,7 @@ static msa_status check_args(const msa__check *at, const msa_rope_args *args)
     }
     MSA_TRY(msa__check_in_place(at, "x", x, "out", &args->out));
     if (x->shape[0] == 0) return MSA_OK;
-    return check_positions(at, args->positions, x->shape[0]);
+    return msa__check_positions(at, args->positions, x->shape[0]);
 }
 
 msa_status msa_rope(msa_context *ctx, const msa_rope_args *caller_args)

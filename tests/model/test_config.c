@@ -302,13 +302,56 @@ static void test_unimplemented_values_are_refused_by_name(void **state)
     const refusal flat_cases[] = {
         {"\"rope_type\": \"default\"", "\"rope_type\": \"yarn\"", MSA_EUNSUPPORTED,
          "rope_parameters.rope_type = \"yarn\", only \"default\""},
-        {"\"layer_types\": [\"full_attention\"", "\"layer_types\": [\"sliding_attention\"",
-         MSA_EUNSUPPORTED, "layer_types[0] = \"sliding_attention\""},
+        {"\"layer_types\": [\"full_attention\"", "\"layer_types\": [\"chunked_attention\"",
+         MSA_EUNSUPPORTED,
+         "layer_types[0] = \"chunked_attention\", only \"full_attention\", "
+         "\"minimax_m3_sparse\", "},
         {"\"mlp_layer_types\": [\"dense\"", "\"mlp_layer_types\": [\"wide\"", MSA_EUNSUPPORTED,
          "mlp_layer_types[0] = \"wide\""},
         {"\"silu\"", "\"gelu\"", MSA_EUNSUPPORTED, "hidden_act = \"gelu\""},
     };
     expect_refusals(flattened, flat_cases, sizeof(flat_cases) / sizeof(flat_cases[0]));
+}
+
+#define MORE_KINDS                                                                                 \
+    "\"sliding_window\": 512, \"window_control_blocks\": 16, \"layer_types\": "                    \
+    "[\"sliding_attention\", \"window_control\""
+
+/* The first two layers of M3, which are full, as other kinds. */
+static void has_more_kinds(const msa__config *c)
+{
+    assert_int_equal(c->layers[0].attention, MSA__ATTENTION_SWA);
+    assert_int_equal(c->layers[1].attention, MSA__ATTENTION_WINDOW_CONTROL);
+    assert_int_equal(c->layers[2].attention, MSA__ATTENTION_DENSE);
+    assert_int_equal(msa__config_count_attention(c, MSA__ATTENTION_MSA), 57);
+    assert_int_equal(c->window, 512);
+    assert_int_equal(c->window_blocks, 16);
+}
+
+static void test_other_kinds_of_attention(void **state)
+{
+    (void)state;
+    static const char two_full[] = "\"layer_types\": [\"full_attention\", \"full_attention\"";
+    expect_changed(flattened, two_full, MORE_KINDS, has_more_kinds);
+    const refusal cases[] = {
+        {two_full, "\"layer_types\": [\"sliding_attention\", \"full_attention\"", MSA_EFORMAT,
+         "text_config.sliding_window is missing"},
+        {two_full, "\"layer_types\": [\"window_control\", \"full_attention\"", MSA_EFORMAT,
+         "text_config.window_control_blocks is missing"},
+        {two_full,
+         "\"sliding_window\": 0, \"layer_types\": [\"sliding_attention\", \"full_attention\"",
+         MSA_EFORMAT, "sliding_window = 0, must be an integer in 1.."},
+        {two_full,
+         "\"sliding_window\": 9, \"layer_types\": [\"full_attention\", \"full_attention\"",
+         MSA_EUNSUPPORTED, "sliding_window = 9, must be null"},
+        {two_full, "\"layer_types\": [\"full_attention\"", MSA_EFORMAT, "[59 items]"},
+    };
+    expect_refusals(flattened, cases, sizeof(cases) / sizeof(cases[0]));
+    const refusal released_cases[] = {
+        {"\"rope_theta\"", "\"layer_types\": [\"full_attention\"], \"rope_theta\"", MSA_EFORMAT,
+         "layer_types = [1 items], must have num_hidden_layers = 60 items"},
+    };
+    expect_refusals(released, released_cases, 1);
 }
 
 static void test_insane_values_are_refused(void **state)
@@ -367,6 +410,7 @@ int main(void)
         cmocka_unit_test(test_values_are_taken_over),
         cmocka_unit_test(test_ignored_modules),
         cmocka_unit_test(test_unimplemented_values_are_refused_by_name),
+        cmocka_unit_test(test_other_kinds_of_attention),
         cmocka_unit_test(test_insane_values_are_refused),
     };
     return cmocka_run_group_tests(tests, read_both, free_both);

@@ -48,6 +48,7 @@ const msa__backend msa__cpu_backend = {
     .attend_merge = msa__cpu_attend_merge,
     .kv_append = msa__cpu_kv_append,
     .index_quantize = msa__cpu_index_quantize,
+    .window_blocks = msa__cpu_window_blocks,
     .embed = msa__cpu_embed,
     .rmsnorm = msa__cpu_rmsnorm,
     .rope = msa__cpu_rope,

@@ -28,6 +28,7 @@ const msa__backend msa__ref_backend = {
     .attend_merge = msa__ref_attend_merge,
     .kv_append = msa__ref_kv_append,
     .index_quantize = msa__ref_index_quantize,
+    .window_blocks = msa__ref_window_blocks,
     .embed = msa__ref_embed,
     .rmsnorm = msa__ref_rmsnorm,
     .rope = msa__ref_rope,

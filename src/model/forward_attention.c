@@ -1,0 +1,183 @@
+/* The attention half of a layer, by its kind; see forward_pass.h. */
+#include "model/forward_pass.h"
+
+#include "base/error.h"
+#include "msa/baselines.h"
+
+/* ---- projections -------------------------------------------------------------------------- */
+
+/* Per-head norm in place, then RoPE with the one rounding to out's dtype. */
+static msa_status norm_and_rotate(const msa__pass *p, msa_tensor x, const msa_tensor *norm,
+                                  msa_tensor out)
+{
+    if (norm->data) MSA_TRY(msa__pass_rmsnorm(p, x, norm, x));
+    msa_rope_args args;
+    msa_rope_args_init(&args);
+    args.x = x;
+    args.positions = p->step.positions;
+    args.inv_freq = p->forward->inv_freq;
+    args.n_freqs = p->config->rotary_dim / 2;
+    args.out = out;
+    return msa_rope(p->forward->ctx, &args);
+}
+
+static msa_status project_main(const msa__pass *p, const msa__layer_weights *w)
+{
+    const msa__forward *f = p->forward;
+    const msa__config *c = p->config;
+    int64_t n = p->n_tokens;
+    msa_tensor x = rows(f->normed, f->args.dtype, n, c->hidden_size);
+    int64_t q_width = (int64_t)c->n_q_heads * c->head_dim;
+    int64_t kv_width = (int64_t)c->n_kv_heads * c->head_dim;
+    MSA_TRY(msa__pass_linear(p, x, &w->q, rows(f->q_f32, MSA_DTYPE_F32, n, q_width), 0));
+    MSA_TRY(msa__pass_linear(p, x, &w->k, rows(f->k, MSA_DTYPE_F32, n, kv_width), 0));
+    MSA_TRY(msa__pass_linear(p, x, &w->v, rows(f->v, MSA_DTYPE_F32, n, kv_width), 0));
+    msa_tensor q = heads(f->q_f32, MSA_DTYPE_F32, n, c->n_q_heads, c->head_dim);
+    msa_tensor k = heads(f->k, MSA_DTYPE_F32, n, c->n_kv_heads, c->head_dim);
+    MSA_TRY(norm_and_rotate(p, q, &w->q_norm,
+                            heads(f->q, f->args.dtype, n, c->n_q_heads, c->head_dim)));
+    return norm_and_rotate(p, k, &w->k_norm, k);
+}
+
+/* (M4): one index query head per KV group, one index key head for all. */
+static msa_status project_index(const msa__pass *p, const msa__layer_weights *w)
+{
+    const msa__forward *f = p->forward;
+    const msa__config *c = p->config;
+    int64_t n = p->n_tokens;
+    msa_tensor x = rows(f->normed, f->args.dtype, n, c->hidden_size);
+    int64_t q_width = (int64_t)c->n_kv_heads * c->index_dim;
+    MSA_TRY(
+        msa__pass_linear(p, x, &w->index_q, rows(f->index_q_f32, MSA_DTYPE_F32, n, q_width), 0));
+    MSA_TRY(
+        msa__pass_linear(p, x, &w->index_k, rows(f->index_k, MSA_DTYPE_F32, n, c->index_dim), 0));
+    msa_tensor q = heads(f->index_q_f32, MSA_DTYPE_F32, n, c->n_kv_heads, c->index_dim);
+    msa_tensor k = heads(f->index_k, MSA_DTYPE_F32, n, 1, c->index_dim);
+    MSA_TRY(norm_and_rotate(p, q, &w->index_q_norm,
+                            heads(f->index_q, f->args.dtype, n, c->n_kv_heads, c->index_dim)));
+    return norm_and_rotate(p, k, &w->index_k_norm, k);
+}
+
+static msa_status append(const msa__pass *p, const msa_kv_view *view)
+{
+    const msa__forward *f = p->forward;
+    const msa__config *c = p->config;
+    msa_kv_append_args args;
+    msa_kv_append_args_init(&args);
+    args.k = heads(f->k, MSA_DTYPE_F32, p->n_tokens, c->n_kv_heads, c->head_dim);
+    args.v = heads(f->v, MSA_DTYPE_F32, p->n_tokens, c->n_kv_heads, c->head_dim);
+    if (view->k_index.data)
+        args.k_index = rows(f->index_k, MSA_DTYPE_F32, p->n_tokens, c->index_dim);
+    args.cu_seqlens_q = p->step.cu_seqlens;
+    args.kv = *view;
+    args.block_size = c->block_size;
+    return msa_kv_append(f->ctx, &args);
+}
+
+/* (M5)-(M9) */
+static msa_status select_blocks(const msa__pass *p, const msa_kv_view *view, msa_tensor blocks)
+{
+    const msa__forward *f = p->forward;
+    const msa__config *c = p->config;
+    msa_select_args select;
+    msa_select_args_init(&select);
+    select.q_index = heads(f->index_q, f->args.dtype, p->n_tokens, c->n_kv_heads, c->index_dim);
+    select.kv = *view;
+    select.cu_seqlens_q = p->step.cu_seqlens;
+    select.block_size = c->block_size;
+    select.topk = c->topk_blocks;
+    select.n_init = c->n_init_blocks;
+    select.n_local = c->n_local_blocks;
+    select.blocks = blocks;
+    return msa_select(f->ctx, &f->select, &select, f->workspace, f->workspace_bytes);
+}
+
+/* (W1) */
+static msa_status choose_window_blocks(const msa__pass *p, msa_tensor blocks)
+{
+    msa_window_blocks_args args;
+    msa_window_blocks_args_init(&args);
+    args.positions = p->step.positions;
+    args.block_size = p->config->block_size;
+    args.n_init = 1;
+    args.blocks = blocks;
+    return msa_window_blocks(p->forward->ctx, &args);
+}
+
+/* (M10), (M11) */
+static msa_status attend_blocks(const msa__pass *p, const msa_kv_view *view, msa_tensor blocks)
+{
+    const msa__forward *f = p->forward;
+    const msa__config *c = p->config;
+    int64_t n = p->n_tokens;
+    msa_attend_args attend;
+    msa_attend_args_init(&attend);
+    attend.q = heads(f->q, f->args.dtype, n, c->n_q_heads, c->head_dim);
+    attend.kv = *view;
+    attend.cu_seqlens_q = p->step.cu_seqlens;
+    attend.blocks = blocks;
+    attend.block_size = c->block_size;
+    attend.out = heads(f->attended, f->args.dtype, n, c->n_q_heads, c->head_dim);
+    return msa_attend(f->ctx, &f->attend, &attend, f->workspace, f->workspace_bytes);
+}
+
+/* Every visible key, or a window of them. */
+static msa_status attend_window(const msa__pass *p, const msa_kv_view *view, int64_t window)
+{
+    const msa__forward *f = p->forward;
+    const msa__config *c = p->config;
+    msa_dense_attend_args args;
+    msa_dense_attend_args_init(&args);
+    args.q = heads(f->q, f->args.dtype, p->n_tokens, c->n_q_heads, c->head_dim);
+    args.kv = *view;
+    args.cu_seqlens_q = p->step.cu_seqlens;
+    args.block_size = c->block_size;
+    args.window = window;
+    args.out = heads(f->attended, f->args.dtype, p->n_tokens, c->n_q_heads, c->head_dim);
+    return msa_dense_attend(f->ctx, &f->dense_attend, &args, f->workspace, f->workspace_bytes);
+}
+
+static msa_status attend(const msa__pass *p, const msa_kv_view *view, msa__attention_kind kind,
+                         int32_t layer)
+{
+    const msa__config *c = p->config;
+    int64_t topk = msa__forward_row_blocks(c, kind) / c->n_kv_heads;
+    msa_tensor blocks = heads(p->forward->blocks, MSA_DTYPE_I32, p->n_tokens, c->n_kv_heads, topk);
+    switch (kind) {
+    case MSA__ATTENTION_DENSE:
+        return attend_window(p, view, 0);
+    case MSA__ATTENTION_SWA:
+        return attend_window(p, view, c->window);
+    case MSA__ATTENTION_WINDOW_CONTROL:
+        MSA_TRY(choose_window_blocks(p, blocks));
+        break;
+    case MSA__ATTENTION_MSA:
+        MSA_TRY(select_blocks(p, view, blocks));
+        if (!p->taps || !p->taps->selected_blocks) break;
+        MSA_TRY(msa__pass_tap(p, p->taps->selected_blocks, layer, blocks));
+    }
+    return attend_blocks(p, view, blocks);
+}
+
+msa_status msa__pass_attention(const msa__pass *p, int32_t layer)
+{
+    const msa__forward *f = p->forward;
+    const msa__config *c = p->config;
+    const msa__layer_weights *w = &f->weights->layers[layer];
+    msa__attention_kind kind = msa__forward_attention(f, layer);
+    msa_tensor residual = rows(f->residual, MSA_DTYPE_F32, p->n_tokens, c->hidden_size);
+    MSA_TRY(msa__pass_rmsnorm(p, residual, &w->input_norm,
+                              rows(f->normed, f->args.dtype, p->n_tokens, c->hidden_size)));
+    MSA_TRY(project_main(p, w));
+    if (kind == MSA__ATTENTION_MSA) MSA_TRY(project_index(p, w));
+
+    /* New keys are in the cache before scoring: a token sees itself. */
+    msa_kv_view view = f->views[layer];
+    view.kv_lens = p->step.kv_lens;
+    view.n_seqs = p->n_seqs;
+    MSA_TRY(append(p, &view));
+    MSA_TRY(attend(p, &view, kind, layer));
+    int64_t width = (int64_t)c->n_q_heads * c->head_dim;
+    return msa__pass_linear(p, rows(f->attended, f->args.dtype, p->n_tokens, width), &w->o,
+                            residual, 1);
+}

@@ -1,0 +1,148 @@
+/* Attention kinds other than MSA (docs/attention-kinds.md) as layers of a model: chunks and decode
+ * agree with one pass of the reference, and each kind meets its identity with full attention. */
+#include "engine/fixture.h"
+#include "harness/cmocka_all.h"
+#include "model/make_preset.h"
+
+#include <stdio.h>
+
+/* Blocks of 16, so that MODEL_TOKENS make ten. */
+static const char *make(const char *name, const char *attention)
+{
+    static char dir[128];
+    const msa__preset preset = {.name = "kind",
+                                .description = "",
+                                .hidden_size = 64,
+                                .n_layers = 3,
+                                .n_dense_layers = 1,
+                                .n_q_heads = 4,
+                                .n_kv_heads = 2,
+                                .head_dim = 32,
+                                .block_size = 16,
+                                .topk_blocks = 3,
+                                .n_experts = 6,
+                                .n_experts_per_token = 3,
+                                .expert_width = 32,
+                                .shared_width = 64,
+                                .dense_width = 96,
+                                .max_positions = 1024,
+                                .attention = attention};
+    snprintf(dir, sizeof(dir), "%s", temporary_folder(name));
+    EXPECT_OK(msa__preset_make(dir, &preset, 5, NULL, NULL));
+    return dir;
+}
+
+static record *run(const char *dir, const char *backend, int32_t chunk, int64_t decode_from)
+{
+    subject s;
+    subject_open(&s, dir, backend, NULL, 2);
+    record *r = run_tokens(&s, fixture_tokens(0), MODEL_TOKENS, MSA_DTYPE_F32, MSA_DTYPE_F32, chunk,
+                           decode_from, MSA_ATTENTION_SPARSE);
+    subject_close(&s);
+    return r;
+}
+
+/* Logits of tokens 0..n-1. */
+static void expect_close_logits(const char *what, const record *a, const record *b, int64_t n)
+{
+    double largest = largest_value(a->logits, n * a->vocab);
+    double difference = largest_difference(a->logits, b->logits, n * a->vocab);
+    if (!(difference <= 2e-5 * largest)) {
+        fail_msg("%s: logits differ by %g of %g", what, difference, largest);
+    }
+}
+
+typedef struct {
+    const char *name, *attention;
+} kind;
+
+static const kind kinds[] = {
+    {"swa", "\"layer_types\": [\"sliding_attention\", \"sliding_attention\", "
+            "\"sliding_attention\"], \"sliding_window\": 21, \"index_block_size\": 16"},
+    {"hybrid", "\"layer_types\": [\"sliding_attention\", \"full_attention\", "
+               "\"minimax_m3_sparse\"], \"sliding_window\": 21"},
+    {"window-control", "\"layer_types\": [\"full_attention\", \"window_control\", "
+                       "\"window_control\"], \"window_control_blocks\": 3, "
+                       "\"index_block_size\": 16"},
+};
+
+static void test_chunks_and_decode_are_one_pass(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
+        const char *dir = make(kinds[i].name, kinds[i].attention);
+        const char *backend = test_backend() ? test_backend() : "cpu";
+        record *expected = run(dir, "ref", MODEL_TOKENS, MODEL_TOKENS);
+        record *whole = run(dir, backend, MODEL_TOKENS, MODEL_TOKENS);
+        record *pieces = run(dir, backend, 13, 120);
+        expect_close_logits(kinds[i].name, expected, whole, MODEL_TOKENS);
+        expect_close_logits(kinds[i].name, expected, pieces, MODEL_TOKENS);
+        record_free(expected);
+        record_free(whole);
+        record_free(pieces);
+    }
+}
+
+/* A kind is full attention for the tokens that see no more than `n_equal`, and something else
+ * after them. */
+typedef struct {
+    const char *name, *attention;
+    int64_t n_equal;
+} identity;
+
+#define FULL                                                                                       \
+    "\"layer_types\": [\"full_attention\", \"full_attention\", \"full_attention\"], "              \
+    "\"index_block_size\": 16"
+
+static const identity identities[] = {
+    {"swa-wide",
+     "\"layer_types\": [\"sliding_attention\", \"sliding_attention\", \"sliding_attention\"], "
+     "\"sliding_window\": 150, \"index_block_size\": 16",
+     MODEL_TOKENS},
+    {"swa-narrow",
+     "\"layer_types\": [\"sliding_attention\", \"sliding_attention\", \"sliding_attention\"], "
+     "\"sliding_window\": 40, \"index_block_size\": 16",
+     40},
+    {"control-all",
+     "\"layer_types\": [\"window_control\", \"window_control\", \"window_control\"], "
+     "\"window_control_blocks\": 10, \"index_block_size\": 16",
+     MODEL_TOKENS},
+    {"control-4",
+     "\"layer_types\": [\"window_control\", \"window_control\", \"window_control\"], "
+     "\"window_control_blocks\": 4, \"index_block_size\": 16",
+     64},
+};
+
+static void test_what_sees_everything_is_full_attention(void **state)
+{
+    (void)state;
+    record *full = run(make("full", FULL), test_backend(), 64, MODEL_TOKENS);
+    for (size_t i = 0; i < sizeof(identities) / sizeof(identities[0]); i++) {
+        const identity *id = &identities[i];
+        record *r = run(make(id->name, id->attention), test_backend(), 64, MODEL_TOKENS);
+        expect_close_logits(id->name, full, r, id->n_equal);
+        for (int64_t t = id->n_equal; t < MODEL_TOKENS; t++) {
+            int64_t row = t * r->vocab;
+            if (largest_difference(full->logits + row, r->logits + row, r->vocab) > 0) continue;
+            fail_msg("%s: token %d does not see that keys are missing", id->name, (int)t);
+        }
+        record_free(r);
+    }
+    record_free(full);
+}
+
+static int remove_files(void **state)
+{
+    (void)state;
+    remove_temporary_files();
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_chunks_and_decode_are_one_pass),
+        cmocka_unit_test(test_what_sees_everything_is_full_attention),
+    };
+    return cmocka_run_group_tests(tests, NULL, remove_files);
+}
