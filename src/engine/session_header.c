@@ -36,6 +36,15 @@ static uint64_t add_layer(uint64_t sum, const msa__layer_weights *w)
     return sum;
 }
 
+/* The numbers of attention kinds that M3 does not have, where a layer is of one. */
+static uint64_t add_other_kinds(uint64_t sum, const msa__config *c)
+{
+    double numbers[] = {c->window, c->window_blocks};
+    int32_t n_dense = msa__config_count_attention(c, MSA__ATTENTION_DENSE);
+    int32_t n_msa = msa__config_count_attention(c, MSA__ATTENTION_MSA);
+    return n_dense + n_msa == c->n_layers ? sum : msa__checksum(sum, numbers, sizeof(numbers));
+}
+
 static uint64_t fingerprint(const msa_model *model)
 {
     const msa__config *c = &model->config;
@@ -53,14 +62,13 @@ static uint64_t fingerprint(const msa_model *model)
                         c->topk_blocks,
                         c->n_init_blocks,
                         c->n_local_blocks,
-                        c->window,
-                        c->window_blocks,
                         c->activation.kind,
                         (double)c->activation.alpha,
                         (double)c->activation.beta,
                         (double)c->activation.limit};
     uint64_t sum = msa__checksum(MSA__CHECKSUM_START, numbers, sizeof(numbers));
     sum = msa__checksum(sum, c->layers, (size_t)c->n_layers * sizeof(c->layers[0]));
+    sum = add_other_kinds(sum, c);
     sum = add_tensor(sum, &w->embedding);
     sum = add_tensor(sum, &w->final_norm);
     for (int32_t i = 0; i < c->n_layers; i++) sum = add_layer(sum, &w->layers[i]);
