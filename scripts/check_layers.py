@@ -23,6 +23,7 @@ ALLOWED = {
     "src/data": ["include", "src/base", "src/model"],
     "src/engine": ["include", "src/base", "src/model"],
     "src/train": ["include", "src/base", "src/model", "src/data", "src/tasks"],
+    "src/tasks": ["include", "src/base"],
     "cli": ["include"],
 }
 ISA_CONDITION = re.compile(

@@ -13,6 +13,7 @@
  * model.h      model folders, tokenizer, chat prompts
  * engine.h     engine and sessions
  * train.h      training, and what a selection captures
+ * tasks.h      long-text tasks made from a seed
  *
  * The first nine are libmsa (needs libc and libm only); the others are libmsa_engine.
  *
@@ -44,6 +45,7 @@
 #include "msa/model.h"
 #include "msa/safetensors.h"
 #include "msa/status.h"
+#include "msa/tasks.h"
 #include "msa/tensor.h"
 #include "msa/train.h"
 
