@@ -11,7 +11,7 @@
 #include "model/make_preset.h"
 #include "model/make_tokenizer.h"
 #include "model/make_weights.h"
-#include "msa/safetensors.h"
+#include "model/weight_files.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -19,15 +19,12 @@
 #include <string.h>
 #include <sys/stat.h>
 
-/* Larger checkpoints are cut into files of about this size. */
-#define SHARD_BYTES ((int64_t)512 << 20)
-#define PIECE       ((int64_t)1 << 18) /* elements made at a time */
+#define PIECE ((int64_t)1 << 18) /* elements made at a time */
 
 typedef struct made_tensor {
     msa__tensor_spec spec;
-    int64_t n_elements, bytes;
-    int32_t shard;
-    int64_t index, scale_index; /* in the shard's writer; scale_index -1: none */
+    int64_t n_elements;
+    int64_t index, scale_index; /* in the weight files; scale_index -1: none */
 } made_tensor;
 
 typedef struct making {
@@ -36,20 +33,21 @@ typedef struct making {
     msa_progress_fn progress;
     void *user;
     msa__config config;
+    msa__weight_files *files;
     made_tensor *tensors;
     int64_t n_tensors, capacity;
-    int32_t n_shards;
-    int64_t shard_bytes; /* in the last shard so far */
-    int64_t total_bytes, done_bytes;
+    int64_t done_bytes;
     void *piece;
 } making;
 
-/* ---- planning
- * ------------------------------------------------------------------------------------ */
+/* ---- tensors ------------------------------------------------------------------------------ */
 
-static msa_status plan_tensor(void *user, const msa__tensor_spec *spec)
+static msa_status declare_tensor(void *user, const msa__tensor_spec *spec)
 {
     making *m = user;
+    char scale_name[sizeof(spec->name) + 16];
+    msa__random_tensor random;
+    int64_t shape[2] = {spec->rows, spec->columns};
     if (m->n_tensors == m->capacity) {
         int64_t capacity = m->capacity ? 2 * m->capacity : 256;
         made_tensor *grown = realloc(m->tensors, (size_t)capacity * sizeof(*grown));
@@ -57,59 +55,25 @@ static msa_status plan_tensor(void *user, const msa__tensor_spec *spec)
         m->tensors = grown;
         m->capacity = capacity;
     }
-    msa__random_tensor random;
-    msa__random_tensor_init(&random, &m->config, spec, m->seed);
     made_tensor *t = &m->tensors[m->n_tensors++];
-    memset(t, 0, sizeof(*t));
-    t->spec = *spec;
+    *t = (made_tensor){.spec = *spec, .scale_index = -1};
     t->n_elements = spec->rows * (spec->columns ? spec->columns : 1);
-    t->bytes = t->n_elements * (int64_t)msa_dtype_bytes(random.dtype);
-    if (random.dtype == MSA_DTYPE_F8_E4M3) t->bytes += t->n_elements / 32;
-    if (m->n_shards == 0 || m->shard_bytes + t->bytes > SHARD_BYTES) {
-        m->n_shards++;
-        m->shard_bytes = 0;
-    }
-    t->shard = m->n_shards - 1;
-    m->shard_bytes += t->bytes;
-    m->total_bytes += t->bytes;
-    return MSA_OK;
-}
-
-static void shard_name(const making *m, int32_t shard, char *name, size_t bytes)
-{
-    if (m->n_shards == 1) {
-        (void)snprintf(name, bytes, "model.safetensors");
-    } else {
-        (void)snprintf(name, bytes, "model-%05d-of-%05d.safetensors", shard + 1, m->n_shards);
-    }
-}
-
-/* ---- tensors
- * ------------------------------------------------------------------------------------- */
-
-static msa_status declare_tensor(const making *m, made_tensor *t, msa_safetensors_writer *writer)
-{
-    char scale_name[sizeof(t->spec.name) + 16];
-    msa__random_tensor random;
-    int64_t shape[2] = {t->spec.rows, t->spec.columns};
-    msa__random_tensor_init(&random, &m->config, &t->spec, m->seed);
-    t->scale_index = -1;
-    MSA_TRY(msa_safetensors_writer_declare(writer, t->spec.name, random.dtype,
-                                           t->spec.columns ? 2 : 1, shape, &t->index));
+    msa__random_tensor_init(&random, &m->config, spec, m->seed);
+    MSA_TRY(msa__weight_files_declare(m->files, spec->name, random.dtype, spec->columns ? 2 : 1,
+                                      shape, &t->index));
     if (random.dtype != MSA_DTYPE_F8_E4M3) return MSA_OK;
     shape[1] /= 32;
-    (void)snprintf(scale_name, sizeof(scale_name), "%s_scale_inv", t->spec.name);
-    return msa_safetensors_writer_declare(writer, scale_name, MSA_DTYPE_U8, 2, shape,
-                                          &t->scale_index);
+    (void)snprintf(scale_name, sizeof(scale_name), "%s_scale_inv", spec->name);
+    return msa__weight_files_declare(m->files, scale_name, MSA_DTYPE_U8, 2, shape, &t->scale_index);
 }
 
 static void report(making *m, int64_t bytes)
 {
     m->done_bytes += bytes;
-    if (m->progress) m->progress(m->user, m->done_bytes, m->total_bytes);
+    if (m->progress) m->progress(m->user, m->done_bytes, msa__weight_files_bytes(m->files));
 }
 
-static msa_status write_tensor(making *m, const made_tensor *t, msa_safetensors_writer *writer)
+static msa_status write_tensor(making *m, const made_tensor *t)
 {
     msa__random_tensor random;
     msa__random_tensor_init(&random, &m->config, &t->spec, m->seed);
@@ -117,41 +81,18 @@ static msa_status write_tensor(making *m, const made_tensor *t, msa_safetensors_
     for (int64_t at = 0; at < t->n_elements; at += PIECE) {
         int64_t n = t->n_elements - at < PIECE ? t->n_elements - at : PIECE;
         msa__random_fill(&random, at, n, m->piece);
-        MSA_TRY(msa_safetensors_writer_write(writer, t->index, at * element_bytes, m->piece,
-                                             (size_t)(n * element_bytes)));
+        MSA_TRY(msa__weight_files_write(m->files, t->index, at * element_bytes, m->piece,
+                                        (size_t)(n * element_bytes)));
         report(m, n * element_bytes);
     }
     int64_t n_scales = t->scale_index < 0 ? 0 : t->n_elements / 32;
     for (int64_t at = 0; at < n_scales; at += PIECE) {
         int64_t n = n_scales - at < PIECE ? n_scales - at : PIECE;
         msa__random_fill_scales(&random, at, n, m->piece);
-        MSA_TRY(msa_safetensors_writer_write(writer, t->scale_index, at, m->piece, (size_t)n));
+        MSA_TRY(msa__weight_files_write(m->files, t->scale_index, at, m->piece, (size_t)n));
         report(m, n);
     }
     return MSA_OK;
-}
-
-static msa_status write_tensors(making *m, int32_t shard, msa_safetensors_writer *writer)
-{
-    for (int64_t i = 0; i < m->n_tensors; i++) {
-        if (m->tensors[i].shard == shard) MSA_TRY(declare_tensor(m, &m->tensors[i], writer));
-    }
-    for (int64_t i = 0; i < m->n_tensors; i++) {
-        if (m->tensors[i].shard == shard) MSA_TRY(write_tensor(m, &m->tensors[i], writer));
-    }
-    return msa_safetensors_writer_finish(writer);
-}
-
-static msa_status write_shard(making *m, int32_t shard)
-{
-    char name[64], path[1024];
-    msa_safetensors_writer *writer;
-    shard_name(m, shard, name, sizeof(name));
-    MSA_TRY(msa__path_join(path, sizeof(path), m->dir, name));
-    MSA_TRY(msa_safetensors_writer_create(&writer, path));
-    msa_status status = write_tensors(m, shard, writer);
-    msa_safetensors_writer_destroy(writer);
-    return status;
 }
 
 /* ---- texts
@@ -166,34 +107,6 @@ static msa_status write_text(const making *m, const char *name, msa__text *text)
     if (status == MSA_OK) status = msa__file_write(path, text->bytes, text->n);
     msa__text_free(text);
     return status;
-}
-
-static void add_map_entry(const making *m, const made_tensor *t, const char *suffix,
-                          msa__text *text)
-{
-    char line[320], shard[64];
-    shard_name(m, t->shard, shard, sizeof(shard));
-    (void)snprintf(line, sizeof(line), "%s    \"%s%s\": \"%s\"",
-                   t == m->tensors && !*suffix ? "" : ",\n", t->spec.name, suffix, shard);
-    msa__text_puts(text, line);
-}
-
-static msa_status write_index(const making *m)
-{
-    msa__text text = {0};
-    char line[96];
-    (void)snprintf(line, sizeof(line),
-                   "{\n  \"metadata\": {\"total_size\": %lld},\n  \"weight_map\": {\n",
-                   (long long)m->total_bytes);
-    msa__text_puts(&text, line);
-    for (int64_t i = 0; i < m->n_tensors; i++) {
-        add_map_entry(m, &m->tensors[i], "", &text);
-        if (m->tensors[i].scale_index >= 0) {
-            add_map_entry(m, &m->tensors[i], "_scale_inv", &text);
-        }
-    }
-    msa__text_puts(&text, "\n  }\n}\n");
-    return write_text(m, "model.safetensors.index.json", &text);
 }
 
 static msa_status write_small_files(const making *m)
@@ -219,14 +132,15 @@ static msa_status make_parts(making *m, const msa__text *config_text)
     msa_status status = msa__config_parse(&m->config, root);
     msa__json_free(root);
     MSA_TRY(status);
-    MSA_TRY(msa__layout_visit(&m->config, plan_tensor, m));
     m->piece = malloc((size_t)PIECE * sizeof(float));
     if (!m->piece) return MSA_FAIL(MSA_ENOMEM, "make_model: no memory for a piece of a tensor");
     if (mkdir(m->dir, 0777) != 0 && errno != EEXIST) {
         return MSA_FAIL(MSA_EIO, "make_model: %.300s: %s", m->dir, strerror(errno));
     }
-    for (int32_t shard = 0; shard < m->n_shards; shard++) MSA_TRY(write_shard(m, shard));
-    if (m->n_shards > 1) MSA_TRY(write_index(m));
+    MSA_TRY(msa__weight_files_create(&m->files, m->dir));
+    MSA_TRY(msa__layout_visit(&m->config, declare_tensor, m));
+    for (int64_t i = 0; i < m->n_tensors; i++) MSA_TRY(write_tensor(m, &m->tensors[i]));
+    MSA_TRY(msa__weight_files_finish(m->files));
     return write_small_files(m);
 }
 
@@ -248,6 +162,7 @@ msa_status msa__preset_make(const char *dir, const msa__preset *preset, uint64_t
     if (status == MSA_OK) status = write_text(&m, "config.json", &config_text);
     msa__text_free(&config_text);
     msa__config_free(&m.config);
+    msa__weight_files_destroy(m.files);
     free(m.tensors);
     free(m.piece);
     return status;
