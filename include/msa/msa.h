@@ -12,6 +12,7 @@
  * safetensors.h named arrays in files
  * model.h      model folders, tokenizer, chat prompts
  * engine.h     engine and sessions
+ * convert.h    an index branch for dense models
  * train.h      training, and what a selection captures
  * tasks.h      long-text tasks made from a seed
  *
@@ -37,6 +38,7 @@
 #include "msa/baselines.h"
 #include "msa/cache.h"
 #include "msa/context.h"
+#include "msa/convert.h"
 #include "msa/engine.h"
 #include "msa/gradient.h"
 #include "msa/graph.h"

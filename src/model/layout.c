@@ -146,8 +146,7 @@ static msa_status visit_global(const msa__config *c, const char *name, msa__tens
 static msa_status visit_role(const msa__config *c, const msa__layer_role *role, int32_t layer,
                              int32_t max_experts, msa__tensor_visit visit, void *user)
 {
-    msa__tensor_spec spec = {
-        .kind = role->kind, .layer = layer, .expert = -1, .slot = role->slot};
+    msa__tensor_spec spec = {.kind = role->kind, .layer = layer, .expert = -1, .slot = role->slot};
     msa__role_shape(c, role, layer, &spec.rows, &spec.columns);
     if (spec.rows == 0) return MSA_OK;
     size_t used = (size_t)snprintf(spec.name, sizeof(spec.name), "%smodel.layers.%d.",
@@ -184,6 +183,18 @@ static msa_status visit_all(const msa__config *c, int32_t max_experts, msa__tens
 msa_status msa__layout_visit(const msa__config *c, msa__tensor_visit visit, void *user)
 {
     return visit_all(c, INT32_MAX, visit, user);
+}
+
+/* Vectors and routers are plain tensors; the first member of a msa_weight is one too. */
+const msa_tensor *msa__weights_view(const msa__weights *weights, const msa__tensor_spec *spec)
+{
+    if (spec->kind == MSA__KIND_EMBEDDING) return &weights->embedding;
+    if (spec->kind == MSA__KIND_HEAD) return &weights->head.w;
+    if (spec->layer < 0) return &weights->final_norm;
+    const msa__layer_weights *layer = &weights->layers[spec->layer];
+    const char *base =
+        spec->expert < 0 ? (const char *)layer : (const char *)&layer->experts[spec->expert];
+    return (const msa_tensor *)(const void *)(base + spec->slot);
 }
 
 int32_t msa__spec_quantized(const msa__config *c, const msa__tensor_spec *spec)

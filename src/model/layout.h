@@ -54,6 +54,11 @@ typedef msa_status (*msa__tensor_visit)(void *user, const msa__tensor_spec *spec
 MSA_CHECK_RESULT msa_status msa__layout_visit(const msa__config *config, msa__tensor_visit visit,
                                               void *user);
 
+/* The view of a tensor in a set of weights; data NULL: that set has none. */
+struct msa__weights;
+const msa_tensor *msa__weights_view(const struct msa__weights *weights,
+                                    const msa__tensor_spec *spec);
+
 /* 1: the tensor is F8_E4M3 with scales in a checkpoint of this config. */
 int32_t msa__spec_quantized(const msa__config *config, const msa__tensor_spec *spec);
 

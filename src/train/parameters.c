@@ -97,18 +97,6 @@ static void free_layers(msa__weights *weights)
     free(weights->layers);
 }
 
-/* Vectors and routers are plain tensors; the first member of a msa_weight is one too. */
-const msa_tensor *msa__weights_view(const msa__weights *weights, const msa__tensor_spec *spec)
-{
-    if (spec->kind == MSA__KIND_EMBEDDING) return &weights->embedding;
-    if (spec->kind == MSA__KIND_HEAD) return &weights->head.w;
-    if (spec->layer < 0) return &weights->final_norm;
-    const msa__layer_weights *layer = &weights->layers[spec->layer];
-    const char *base =
-        spec->expert < 0 ? (const char *)layer : (const char *)&layer->experts[spec->expert];
-    return (const msa_tensor *)(const void *)(base + spec->slot);
-}
-
 static msa_tensor *find_view(msa__weights *weights, const msa__tensor_spec *spec)
 {
     return (msa_tensor *)(uintptr_t)msa__weights_view(weights, spec);

@@ -60,9 +60,6 @@ MSA_CHECK_RESULT msa_status msa__parameters_create(msa__parameters *p, msa_conte
                                                    const msa__config *config, msa_dtype dtype);
 void msa__parameters_free(msa__parameters *p); /* also of a zeroed struct */
 
-/* The view of a tensor in a set of weights. */
-const msa_tensor *msa__weights_view(const msa__weights *weights, const msa__tensor_spec *spec);
-
 /* The three gradients of an MLP, from views of them. */
 msa_mlp_gradients msa__mlp_gradients(const msa_mlp_weights *views);
 
