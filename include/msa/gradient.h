@@ -4,10 +4,11 @@
  * X's shape. All of it works on packed views: training keeps no pages.
  *
  * Dtypes    inputs of the forward operator as the forward operator took them; gradients that come
- * in (d_out) f32, bf16 or f16; gradients of activations f32, bf16 or f16, written once; gradients
- * of weights f32 Adding    a weight gradient is added to what its tensor holds, so micro-batches
- * accumulate; an activation gradient overwrites, or is added where an accumulate field says so
- * Optional  a gradient whose tensor is absent (data NULL) is not computed
+ *           in (d_out) f32, bf16 or f16; gradients of activations f32, bf16 or f16, written once;
+ *           gradients of weights f32
+ * Adding    a weight gradient is added to what its tensor holds, so micro-batches accumulate; an
+ *           activation gradient overwrites, or is added where an accumulate field says so
+ * Optional  a gradient marked so, when its tensor is absent (data NULL), is not computed
  * Numerics  f32 sums (bf16 matrix products with f32 sums), in an order that depends on the shapes
  *           alone: the same bits for every thread count, no atomic additions
  * Errors    MSA_EINVAL argument, value and rule; MSA_EUNSUPPORTED dtype combination
@@ -31,25 +32,25 @@ extern "C" {
  * msa_attend_backward and msa_index_kl.
  *
  * Block b of sequence s has the number c(s) + b, c(s) = sum over earlier sequences of ceil(S / Bk),
- * below capacity = floor(sum S / Bk) + B. */
+ * below capacity = floor(rows of k / Bk) + B. Block c of group r owns the entries offsets[r, c] to
+ * offsets[r, c + 1] - 1 of queries[r]: rows of q, ascending. */
 typedef struct msa_reverse_index {
-    msa_tensor
-        offsets; /* i32 [Hkv, capacity + 1]: block c of group r owns entries offsets[r, c] .. */
-    msa_tensor queries; /* i32 [Hkv, T * K]: rows of q, ascending for every block */
+    msa_tensor offsets; /* i32 [Hkv, capacity + 1] */
+    msa_tensor queries; /* i32 [Hkv, T * K], T * K < 2^31; entries past the last offset are free */
 } msa_reverse_index;
 
 typedef struct msa_reverse_index_args {
     uint32_t struct_size;
     uint32_t flags;
     msa_tensor blocks; /* i32 [T, Hkv, K] as msa_select writes it */
-    msa_kv_view kv;    /* packed; only lengths are used, tensors may be absent but for k's shape */
+    msa_kv_view kv;    /* packed; the lengths and k.shape[0] are used, no lane need be there */
     const int32_t *cu_seqlens_q; /* [B+1] */
     int32_t block_size;          /* 0: 128 */
     int32_t reserved;
     msa_reverse_index index; /* out */
 } msa_reverse_index_args;
 
-/* Counting sort, stable in the query: deterministic. Blocks past the last one own nothing. */
+/* Counting sort, stable in the query: deterministic. Numbers past the last block own nothing. */
 MSA_API MSA_CHECK_RESULT msa_status msa_reverse_index_plan(msa_context *ctx,
                                                            const msa_reverse_index_args *args,
                                                            msa_plan *plan);
@@ -71,7 +72,7 @@ typedef struct msa_attend_backward_args {
     msa_tensor out, lse;         /* results of the forward call: [T, Hq, D]; f32 [T, Hq] */
     msa_tensor d_out;            /* [T, Hq, D] */
     msa_tensor dq;               /* out [T, Hq, D] */
-    msa_tensor dk, dv;           /* out [sum S, Hkv, D]; keys that nobody selected get zeros */
+    msa_tensor dk, dv;           /* out, rows of k: [sum S, Hkv, D]; zeros where nobody selected */
     int32_t accumulate;          /* 1: add to dq, dk and dv */
     int32_t reserved;
 } msa_attend_backward_args;
@@ -98,11 +99,11 @@ typedef struct msa_dense_attend_backward_args {
     msa_tensor out, lse;     /* results of the forward call */
     msa_tensor d_out;        /* [T, Hq, D] */
     msa_tensor dq;           /* out [T, Hq, D] */
-    msa_tensor dk, dv;       /* out [sum S, Hkv, D] */
-    msa_tensor d_sink_logit; /* optional f32 [Hq], added to */
+    msa_tensor dk, dv;       /* out [sum S, Hkv, D]; zeros in rows that nobody sees */
+    msa_tensor d_sink_logit; /* optional f32 [Hq], added to; only with sink_logit */
 } msa_dense_attend_backward_args;
 
-/* Gradient of msa_dense_attend, windows and sinks included. */
+/* Gradient of msa_dense_attend, windows and sinks included: (M18) over its visible keys. */
 MSA_API MSA_CHECK_RESULT msa_status msa_dense_attend_backward_plan(
     msa_context *ctx, const msa_dense_attend_backward_args *args, msa_plan *plan);
 MSA_API MSA_CHECK_RESULT msa_status msa_dense_attend_backward(
@@ -136,10 +137,11 @@ typedef struct msa_index_kl_args {
 /* KL(teacher || student) of the index branch and its gradient, (M14)-(M17).
  *
  * Math      Pbar = mean over the group's heads of their attention on A, a constant; Pidx = softmax
- * of the index scores on A; row loss = sum over A of Pbar (ln Pbar - ln Pidx); d = w (Pidx - Pbar)
- * index_scale, dq_index = d K, dk_index = sum over rows and groups of d q Memory    tiles of T x S
- * are recomputed, never stored Teacher   q, k and lse are read only: the backbone gets no gradient
- * from this loss
+ *           of the index scores on A; row loss = sum over A of Pbar (ln Pbar - ln Pidx);
+ *           d = w index_scale (Pidx - Pbar), dq_index = sum over A of d k_index, dk_index = sum
+ * over rows and groups of d q_index. An empty row has loss 0 and no gradient Memory    tiles of T x
+ * S are recomputed, never stored Teacher   q, k and lse are read only: the backbone gets no
+ * gradient from this loss
  */
 MSA_API MSA_CHECK_RESULT msa_status msa_index_kl_plan(msa_context *ctx,
                                                       const msa_index_kl_args *args,
@@ -157,8 +159,8 @@ typedef struct msa_block_mass_args {
     int32_t block_size; /* 0: 128 */
     float scale;        /* 0: 1/sqrt(D) */
     msa_tensor lse;     /* f32 [T, Hq] of dense attention */
-    msa_tensor mass;    /* out f32 [T, Hkv, N]: mean over the group's heads of the probability that
-                           dense    attention puts on a block; 0 past the local block */
+    msa_tensor mass;    /* out f32 [T, Hkv, >= N]: mean over the group's heads of the probability
+                           that dense attention puts on a block; 0 past the local block */
 } msa_block_mass_args;
 
 /* Where full attention looks, (M19): what recall is measured against. */

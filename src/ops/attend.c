@@ -1,50 +1,8 @@
 /* msa_attend: softmax attention over the selected blocks, (M10)-(M11). */
 #include "ops/backend.h"
 #include "ops/check_attention.h"
-#include "ops/kv_tile.h"
 
 #include <math.h>
-
-/* One row: unique ids, ascending, at most the local block, then -1 to the end. */
-static msa_status check_row(const msa__check *at, const int32_t *row, int64_t n_kept, int64_t token,
-                            int64_t group, int64_t local_block)
-{
-    int64_t previous = -1;
-    for (int64_t k = 0; k < n_kept; k++) {
-        int64_t low = previous == -2 ? -1 : previous + 1; /* -2: the row has ended */
-        int64_t high = previous == -2 ? -1 : local_block;
-        if (row[k] == -1) {
-            previous = -2;
-        } else if (row[k] >= low && row[k] <= high) {
-            previous = row[k];
-        } else {
-            return MSA_FAIL(
-                MSA_EINVAL,
-                "%s: blocks[%lld][%lld][%lld] = %d, must ascend within 0..%lld and end in -1",
-                at->op, (long long)token, (long long)group, (long long)k, row[k],
-                (long long)local_block);
-        }
-    }
-    return MSA_OK;
-}
-
-static msa_status check_rows(const msa__check *at, const msa_attend_args *args)
-{
-    const msa_tensor *blocks = &args->blocks;
-    const int32_t *cu = args->cu_seqlens_q;
-    for (int32_t s = 0; s < args->kv.n_seqs; s++) {
-        int64_t first_position = msa__kv_length(&args->kv, s) - (cu[s + 1] - cu[s]); /* (M2) */
-        for (int64_t i = cu[s]; i < cu[s + 1]; i++) {
-            int64_t local_block = (first_position + i - cu[s]) / args->block_size; /* (M3) */
-            for (int64_t r = 0; r < blocks->shape[1]; r++) {
-                const int32_t *row =
-                    (const int32_t *)blocks->data + i * blocks->stride[0] + r * blocks->stride[1];
-                MSA_TRY(check_row(at, row, blocks->shape[2], i, r, local_block));
-            }
-        }
-    }
-    return MSA_OK;
-}
 
 static msa_status check_args(const msa__check *at, msa_attend_args *args)
 {
@@ -65,7 +23,8 @@ static msa_status check_args(const msa__check *at, msa_attend_args *args)
                            .block_size = args->block_size};
     MSA_TRY(msa__check_kv(at, &args->kv, args->cu_seqlens_q, &shape));
     MSA_TRY(msa__check_attend_outputs(at, q, &args->out, &args->lse));
-    return msa__can_read(at) ? check_rows(at, args) : MSA_OK;
+    if (!msa__can_read(at)) return MSA_OK;
+    return msa__check_rows(at, blocks, &args->kv, args->cu_seqlens_q, args->block_size);
 }
 
 msa_status msa_attend_plan(msa_context *ctx, const msa_attend_args *caller_args, msa_plan *plan)

@@ -16,6 +16,11 @@
     X(DENSE_ATTEND, 3, "dense_attend")                                                             \
     X(LINEAR, 4, "linear")                                                                         \
     X(MOE, 5, "moe")                                                                               \
+    X(REVERSE_INDEX, 6, "reverse_index")                                                           \
+    X(ATTEND_BACKWARD, 7, "attend_backward")                                                       \
+    X(DENSE_ATTEND_BACKWARD, 8, "dense_attend_backward")                                           \
+    X(INDEX_KL, 9, "index_kl")                                                                     \
+    X(BLOCK_MASS, 10, "block_mass")                                                                \
     X(EMBED_BACKWARD, 11, "embed_backward")                                                        \
     X(RMSNORM_BACKWARD, 12, "rmsnorm_backward")                                                    \
     X(LINEAR_BACKWARD, 13, "linear_backward")                                                      \
@@ -53,15 +58,6 @@ static inline int msa__can_read(const msa__check *at)
 /* Start of every operator: the context is there, and *ours holds the caller's arguments. */
 msa_status msa__check_call(msa__check *at, const msa_context *ctx, void *ours, size_t our_size,
                            const void *args);
-
-/* An operator that not every backend has, as an entry of its table. */
-#define MSA__CHECK_ENTRY(at, ctx, entry)                                                           \
-    do {                                                                                           \
-        if (!(ctx)->backend->entry) {                                                              \
-            return MSA_FAIL(MSA_EUNSUPPORTED, "%s: backend = %s, must be one with this operator",  \
-                            (at)->op, (ctx)->backend->name);                                       \
-        }                                                                                          \
-    } while (0)
 
 /* An optional tensor that the caller left out: no data, and while planning no shape either. */
 static inline int msa__is_absent(const msa__check *at, const msa_tensor *t)

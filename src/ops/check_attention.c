@@ -4,6 +4,8 @@
 #include "base/overflow.h"
 #include "ops/kv_tile.h"
 
+#include <math.h>
+
 /* Paged [pages, (Hkv,) P, dim], packed [rows, (Hkv,) dim]; n_heads 0: a lane without heads. */
 static msa_status check_lane(const msa__check *at, const msa_kv_view *kv, const char *name,
                              const msa_tensor *lane, int64_t n_heads, int64_t dim,
@@ -70,10 +72,12 @@ static msa_status check_lanes(const msa__check *at, msa_kv_view *kv, const msa__
     if (shape->head_dim > 0) {
         MSA_TRY(check_lane(at, kv, "kv.k", &kv->k, shape->n_kv_heads, shape->head_dim,
                            shape->block_size));
+        MSA_TRY(msa__complete_lane_scale(at, "kv.k_scale", kv->k.dtype, &kv->k_scale));
+    }
+    if (shape->head_dim > 0 && !shape->keys_only) {
         MSA_TRY(check_lane(at, kv, "kv.v", &kv->v, shape->n_kv_heads, shape->head_dim,
                            shape->block_size));
         MSA_TRY(msa__check_dim(at, "kv.v", &kv->v, 0, kv->k.shape[0], "kv.k.shape[0]"));
-        MSA_TRY(msa__complete_lane_scale(at, "kv.k_scale", kv->k.dtype, &kv->k_scale));
         MSA_TRY(msa__complete_lane_scale(at, "kv.v_scale", kv->v.dtype, &kv->v_scale));
     }
     if (shape->index_dim > 0) {
@@ -103,8 +107,8 @@ msa_status msa__check_kv(const msa__check *at, msa_kv_view *kv, const int32_t *c
     }
     if (!at->running) return MSA_OK;
 
-    int64_t n_units =
-        shape->head_dim > 0 ? kv->k.shape[0] : kv->k_index.shape[0]; /* pages or rows */
+    int32_t only_index = shape->head_dim == 0 && shape->index_dim > 0;
+    int64_t n_units = only_index ? kv->k_index.shape[0] : kv->k.shape[0]; /* pages or rows */
     MSA_TRY(msa__check_offsets(at, "cu_seqlens_q", cu_seqlens_q, kv->n_seqs, shape->n_tokens, 1));
     if (kv->cu_seqlens_k) {
         MSA_TRY(
@@ -146,6 +150,69 @@ msa_status msa__check_groups(const msa__check *at, const char *q_name, int64_t n
     }
     return MSA_FAIL(MSA_EINVAL, "%s: %s.shape[1] = %lld, must be 1..32 times Hkv = %lld", at->op,
                     q_name, (long long)n_q_heads, (long long)n_kv_heads);
+}
+
+/* One row: unique ids, ascending, at most the local block, then -1 to the end. */
+static msa_status check_row(const msa__check *at, const int32_t *row, int64_t n_kept, int64_t token,
+                            int64_t group, int64_t local_block)
+{
+    int64_t previous = -1;
+    for (int64_t k = 0; k < n_kept; k++) {
+        int64_t low = previous == -2 ? -1 : previous + 1; /* -2: the row has ended */
+        int64_t high = previous == -2 ? -1 : local_block;
+        if (row[k] == -1) {
+            previous = -2;
+        } else if (row[k] >= low && row[k] <= high) {
+            previous = row[k];
+        } else {
+            return MSA_FAIL(
+                MSA_EINVAL,
+                "%s: blocks[%lld][%lld][%lld] = %d, must ascend within 0..%lld and end in -1",
+                at->op, (long long)token, (long long)group, (long long)k, row[k],
+                (long long)local_block);
+        }
+    }
+    return MSA_OK;
+}
+
+msa_status msa__check_rows(const msa__check *at, const msa_tensor *blocks, const msa_kv_view *kv,
+                           const int32_t *cu, int32_t block_size)
+{
+    for (int32_t s = 0; s < kv->n_seqs; s++) {
+        int64_t first_position = msa__kv_length(kv, s) - (cu[s + 1] - cu[s]); /* (M2) */
+        for (int64_t i = cu[s]; i < cu[s + 1]; i++) {
+            int64_t local_block = (first_position + i - cu[s]) / block_size; /* (M3) */
+            for (int64_t r = 0; r < blocks->shape[1]; r++) {
+                const int32_t *row =
+                    (const int32_t *)blocks->data + i * blocks->stride[0] + r * blocks->stride[1];
+                MSA_TRY(check_row(at, row, blocks->shape[2], i, r, local_block));
+            }
+        }
+    }
+    return MSA_OK;
+}
+
+msa_status msa__check_window(const msa__check *at, int64_t window, int64_t n_sink_tokens)
+{
+    MSA_TRY(msa__check_range(at, "window", window, 0, INT64_MAX));
+    if (window == 0 && n_sink_tokens != 0) {
+        return MSA_FAIL(MSA_EINVAL, "%s: n_sink_tokens = %lld, must be 0 without a window", at->op,
+                        (long long)n_sink_tokens);
+    }
+    return msa__check_range(at, "n_sink_tokens", n_sink_tokens, 0, INT64_MAX);
+}
+
+msa_status msa__check_sink_logit(const msa__check *at, const float *sink_logit, int64_t n_heads)
+{
+    if (!sink_logit) return MSA_OK;
+    MSA_TRY(msa__check_array(at, "sink_logit", sink_logit, sizeof(*sink_logit)));
+    if (!msa__can_read(at)) return MSA_OK;
+    for (int64_t h = 0; h < n_heads; h++) {
+        if (sink_logit[h] < INFINITY) continue;
+        return MSA_FAIL(MSA_EINVAL, "%s: sink_logit[%lld] = %g, must be finite or -inf", at->op,
+                        (long long)h, (double)sink_logit[h]);
+    }
+    return MSA_OK;
 }
 
 msa_status msa__check_attend_outputs(const msa__check *at, const msa_tensor *q,

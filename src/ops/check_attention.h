@@ -9,6 +9,7 @@ typedef struct msa__kv_shape {
     int64_t n_tokens;   /* T, rows that cu_seqlens_q divides */
     int64_t n_kv_heads; /* Hkv */
     int64_t head_dim;   /* D of k and v; 0: the operator uses neither */
+    int32_t keys_only;  /* 1: it does not use v */
     int64_t index_dim;  /* Di of k_index; 0: the operator does not use it */
     int32_t block_size; /* Bk */
 } msa__kv_shape;
@@ -21,6 +22,11 @@ msa_status msa__check_kv(const msa__check *at, msa_kv_view *kv, const int32_t *c
 /* The eight-bit copy of a checked paged view's k_index. */
 msa_status msa__check_index8(const msa__check *at, const msa_kv_view *kv, const msa_index8 *index8);
 
+/* blocks [T, Hkv, K], read on the host: every row has unique ids, ascending, at most the token's
+ * local block, then -1 to the end. */
+msa_status msa__check_rows(const msa__check *at, const msa_tensor *blocks, const msa_kv_view *kv,
+                           const int32_t *cu_seqlens_q, int32_t block_size);
+
 /* G = Hq / Hkv is whole and in 1..32. */
 msa_status msa__check_groups(const msa__check *at, const char *q_name, int64_t n_q_heads,
                              int64_t n_kv_heads);
@@ -28,6 +34,12 @@ msa_status msa__check_groups(const msa__check *at, const char *q_name, int64_t n
 /* out [T, Hq, D] in q's dtype; lse, optional, [T, Hq] f32. */
 msa_status msa__check_attend_outputs(const msa__check *at, const msa_tensor *q,
                                      const msa_tensor *out, const msa_tensor *lse);
+
+/* A window and the first tokens that stay visible with it. */
+msa_status msa__check_window(const msa__check *at, int64_t window, int64_t n_sink_tokens);
+
+/* Optional [n_heads]: a logit is a number; -inf stands for no sink. */
+msa_status msa__check_sink_logit(const msa__check *at, const float *sink_logit, int64_t n_heads);
 
 /* N of the longest sequence. */
 int64_t msa__kv_max_blocks(const msa_kv_view *kv, int32_t block_size);

@@ -4,30 +4,6 @@
 
 #include <math.h>
 
-static msa_status check_window(const msa__check *at, const msa_dense_attend_args *args)
-{
-    MSA_TRY(msa__check_range(at, "window", args->window, 0, INT64_MAX));
-    if (args->window == 0 && args->n_sink_tokens != 0) {
-        return MSA_FAIL(MSA_EINVAL, "%s: n_sink_tokens = %lld, must be 0 without a window", at->op,
-                        (long long)args->n_sink_tokens);
-    }
-    return msa__check_range(at, "n_sink_tokens", args->n_sink_tokens, 0, INT64_MAX);
-}
-
-/* A logit is a number; -inf stands for no sink. */
-static msa_status check_sink_logit(const msa__check *at, const msa_dense_attend_args *args)
-{
-    if (!args->sink_logit) return MSA_OK;
-    MSA_TRY(msa__check_array(at, "sink_logit", args->sink_logit, sizeof(*args->sink_logit)));
-    if (!msa__can_read(at)) return MSA_OK;
-    for (int64_t h = 0; h < args->q.shape[1]; h++) {
-        if (args->sink_logit[h] < INFINITY) continue;
-        return MSA_FAIL(MSA_EINVAL, "%s: sink_logit[%lld] = %g, must be finite or -inf", at->op,
-                        (long long)h, (double)args->sink_logit[h]);
-    }
-    return MSA_OK;
-}
-
 static msa_status check_args(const msa__check *at, msa_dense_attend_args *args)
 {
     const msa_tensor *q = &args->q;
@@ -37,7 +13,7 @@ static msa_status check_args(const msa__check *at, msa_dense_attend_args *args)
     MSA_TRY(msa__check_block_size(at, args->block_size));
     if (args->scale == 0) args->scale = (float)(1.0 / sqrt((double)q->shape[2]));
     MSA_TRY(msa__check_scale(at, "scale", args->scale));
-    MSA_TRY(check_window(at, args));
+    MSA_TRY(msa__check_window(at, args->window, args->n_sink_tokens));
     /* The view is the only argument that knows Hkv. */
     int32_t n_dims = args->kv.page_table ? 4 : 3;
     MSA_TRY(msa__check_tensor(at, "kv.k", &args->kv.k, n_dims, MSA__DTYPES_CACHE));
@@ -49,7 +25,8 @@ static msa_status check_args(const msa__check *at, msa_dense_attend_args *args)
                            .block_size = args->block_size};
     MSA_TRY(msa__check_kv(at, &args->kv, args->cu_seqlens_q, &shape));
     MSA_TRY(msa__check_attend_outputs(at, q, &args->out, &args->lse));
-    return check_sink_logit(at, args); /* last: reads as many numbers as the shapes say */
+    /* Last: it reads as many numbers as the shapes say. */
+    return msa__check_sink_logit(at, args->sink_logit, q->shape[1]);
 }
 
 msa_status msa_dense_attend_plan(msa_context *ctx, const msa_dense_attend_args *caller_args,

@@ -1,5 +1,6 @@
 /* msa_window_blocks: rows of fixed blocks, (W1). */
 #include "ops/backend.h"
+#include "ops/check_gradient.h"
 #include "ops/check_layer.h"
 
 static msa_status check_args(const msa__check *at, msa_window_blocks_args *args)
@@ -19,7 +20,7 @@ msa_status msa_window_blocks(msa_context *ctx, const msa_window_blocks_args *cal
     msa__check at = {.op = "window_blocks", .running = 1};
     msa_window_blocks_args args;
     MSA_TRY(msa__check_call(&at, ctx, &args, sizeof(args), caller_args));
-    MSA__CHECK_ENTRY(&at, ctx, window_blocks);
+    MSA_TRY(msa__check_trains(&at, ctx, ctx->backend->window_blocks != NULL));
     MSA_TRY(check_args(&at, &args));
     return ctx->backend->window_blocks(ctx, &args);
 }

@@ -27,15 +27,9 @@ msa_context *attention_context(int32_t i)
 
 /* ---- workspace ------------------------------------------------------------------------------- */
 
-typedef struct scratch {
-    unsigned char *data;
-    size_t bytes;
-} scratch;
-
-/* Exactly the planned bytes, full of NaN, with a guard behind. */
-static scratch scratch_begin(const msa_plan *plan)
+guarded guarded_begin(const msa_plan *plan)
 {
-    scratch s = {NULL, plan->workspace_bytes};
+    guarded s = {NULL, plan->workspace_bytes};
     void *data = NULL;
     assert_int_equal(posix_memalign(&data, 64, s.bytes + GUARD_BYTES), 0);
     s.data = data;
@@ -44,7 +38,7 @@ static scratch scratch_begin(const msa_plan *plan)
     return s;
 }
 
-static void scratch_end(scratch *s)
+void guarded_end(guarded *s)
 {
     for (size_t i = 0; i < GUARD_BYTES; i++) {
         if (s->data[s->bytes + i] != 0xc3) fail_msg("wrote behind the workspace");
@@ -62,8 +56,7 @@ static msa_tensor new_output(const problem *p, msa_dtype dtype, int32_t n_dims, 
     return poisoned_tensor(dtype, 3, p->n_tokens, heads, last, 1, pad);
 }
 
-/* The values of an output, whose memory goes. */
-static void *take_output(msa_tensor *t)
+void *take_output(msa_tensor *t)
 {
     size_t n = 4;
     for (int32_t i = 0; i < t->n_dims; i++) n *= (size_t)t->shape[i];
@@ -137,9 +130,9 @@ void run_select(msa_context *ctx, const problem *p, results *r)
     msa_plan plan;
     msa_plan_init(&plan);
     EXPECT_OK(msa_select_plan(ctx, &args, &plan));
-    scratch s = scratch_begin(&plan);
+    guarded s = guarded_begin(&plan);
     EXPECT_OK(call_select(ctx, &plan, &args, s.data, s.bytes));
-    scratch_end(&s);
+    guarded_end(&s);
     memset(r, 0, sizeof(*r));
     r->blocks = take_output(&args.blocks);
     r->block_scores = take_output(&args.block_scores);
@@ -155,9 +148,9 @@ void run_attend(msa_context *ctx, const problem *p, const int32_t *rows, results
     msa_plan plan;
     msa_plan_init(&plan);
     EXPECT_OK(msa_attend_plan(ctx, &args, &plan));
-    scratch s = scratch_begin(&plan);
+    guarded s = guarded_begin(&plan);
     EXPECT_OK(call_attend(ctx, &plan, &args, s.data, s.bytes));
-    scratch_end(&s);
+    guarded_end(&s);
     memset(r, 0, sizeof(*r));
     r->out = take_output(&args.out);
     r->lse = take_output(&args.lse);
@@ -172,9 +165,9 @@ void run_dense(msa_context *ctx, const problem *p, const msa_dense_attend_args *
     msa_plan plan;
     msa_plan_init(&plan);
     EXPECT_OK(msa_dense_attend_plan(ctx, &args, &plan));
-    scratch s = scratch_begin(&plan);
+    guarded s = guarded_begin(&plan);
     EXPECT_OK(call_dense_attend(ctx, &plan, &args, s.data, s.bytes));
-    scratch_end(&s);
+    guarded_end(&s);
     memset(r, 0, sizeof(*r));
     r->out = take_output(&args.out);
     r->lse = take_output(&args.lse);

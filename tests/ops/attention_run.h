@@ -26,6 +26,18 @@ msa_select_args select_args(const problem *p);
 msa_attend_args attend_args(const problem *p, const msa_tensor *blocks);
 msa_dense_attend_args dense_args(const problem *p);
 
+/* A workspace of exactly the planned bytes, full of NaN, with a guard behind that guarded_end looks
+ * at before it frees. */
+typedef struct guarded {
+    unsigned char *data;
+    size_t bytes;
+} guarded;
+guarded guarded_begin(const msa_plan *plan);
+void guarded_end(guarded *g);
+
+/* The values of an output, contiguous, whose memory goes: free(values). */
+void *take_output(msa_tensor *t);
+
 /* Rows [T, Hkv, K] in memory as the tensor operators take; free(data). */
 msa_tensor rows_tensor(const problem *p, const int32_t *rows, int32_t topk);
 

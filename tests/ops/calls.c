@@ -332,3 +332,80 @@ msa_status call_moe(msa_context *ctx, const msa_plan *plan, const msa_moe_args *
     free(shared);
     return status;
 }
+
+/* ---- gradients of attention ------------------------------------------------------------------ */
+
+static void stage_index(stage *s, msa_reverse_index *index, copy_role role)
+{
+    stage_tensor(s, &index->offsets, role);
+    stage_tensor(s, &index->queries, role);
+}
+
+msa_status call_reverse_index(msa_context *ctx, const msa_plan *plan,
+                              const msa_reverse_index_args *args, void *workspace,
+                              size_t workspace_bytes)
+{
+    if (!msa_context_uses_device_memory(ctx)) {
+        return msa_reverse_index_build(ctx, plan, args, workspace, workspace_bytes);
+    }
+    stage staged = {ctx, NULL, 0, 0}, *s = &staged;
+    msa_reverse_index_args copied = *args, *a = &copied;
+    msa_status status;
+    stage_tensor(s, &a->blocks, INPUT);
+    a->cu_seqlens_q = stage_ints(s, a->cu_seqlens_q, a->kv.n_seqs + 1);
+    stage_view(s, &a->kv, INPUT);
+    stage_index(s, &a->index, OUTPUT);
+    workspace = stage_bytes(s, workspace, workspace_bytes, SCRATCH);
+    RUN_TWICE(s, status, msa_reverse_index_build(ctx, plan, a, workspace, workspace_bytes));
+    return status;
+}
+
+CALL_PLANNED(attend_backward, {
+    stage_tensor(s, &a->q, INPUT);
+    stage_view(s, &a->kv, INPUT);
+    a->cu_seqlens_q = stage_ints(s, a->cu_seqlens_q, a->kv.n_seqs + 1);
+    stage_tensor(s, &a->blocks, INPUT);
+    stage_index(s, &a->index, INPUT);
+    stage_tensor(s, &a->out, INPUT);
+    stage_tensor(s, &a->lse, INPUT);
+    stage_tensor(s, &a->d_out, INPUT);
+    stage_tensor(s, &a->dq, OUTPUT);
+    stage_tensor(s, &a->dk, OUTPUT);
+    stage_tensor(s, &a->dv, OUTPUT);
+})
+
+CALL_PLANNED(dense_attend_backward, {
+    stage_tensor(s, &a->q, INPUT);
+    stage_view(s, &a->kv, INPUT);
+    a->cu_seqlens_q = stage_ints(s, a->cu_seqlens_q, a->kv.n_seqs + 1);
+    a->sink_logit = stage_bytes(s, a->sink_logit, (size_t)a->q.shape[1] * sizeof(float), INPUT);
+    stage_tensor(s, &a->out, INPUT);
+    stage_tensor(s, &a->lse, INPUT);
+    stage_tensor(s, &a->d_out, INPUT);
+    stage_tensor(s, &a->dq, OUTPUT);
+    stage_tensor(s, &a->dk, OUTPUT);
+    stage_tensor(s, &a->dv, OUTPUT);
+    stage_tensor(s, &a->d_sink_logit, OUTPUT);
+})
+
+CALL_PLANNED(index_kl, {
+    stage_tensor(s, &a->q, INPUT);
+    stage_tensor(s, &a->q_index, INPUT);
+    stage_view(s, &a->kv, INPUT);
+    a->cu_seqlens_q = stage_ints(s, a->cu_seqlens_q, a->kv.n_seqs + 1);
+    stage_tensor(s, &a->blocks, INPUT);
+    stage_index(s, &a->index, INPUT);
+    stage_tensor(s, &a->lse, INPUT);
+    stage_tensor(s, &a->index_lse, INPUT);
+    stage_tensor(s, &a->loss, OUTPUT);
+    stage_tensor(s, &a->dq_index, OUTPUT);
+    stage_tensor(s, &a->dk_index, OUTPUT);
+})
+
+CALL_PLANNED(block_mass, {
+    stage_tensor(s, &a->q, INPUT);
+    stage_view(s, &a->kv, INPUT);
+    a->cu_seqlens_q = stage_ints(s, a->cu_seqlens_q, a->kv.n_seqs + 1);
+    stage_tensor(s, &a->lse, INPUT);
+    stage_tensor(s, &a->mass, OUTPUT);
+})

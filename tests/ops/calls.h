@@ -8,6 +8,7 @@
 #ifndef MSA_TESTS_CALLS_H
 #define MSA_TESTS_CALLS_H
 
+#include "msa/gradient.h"
 #include "msa/layer.h"
 
 msa_status call_select(msa_context *ctx, const msa_plan *plan, const msa_select_args *args,
@@ -30,5 +31,20 @@ msa_status call_swiglu(msa_context *ctx, const msa_swiglu_args *args);
 msa_status call_router(msa_context *ctx, const msa_router_args *args);
 msa_status call_moe(msa_context *ctx, const msa_plan *plan, const msa_moe_args *args,
                     void *workspace, size_t workspace_bytes);
+
+/* Gradients: the call of a reverse index is msa_reverse_index_build. */
+msa_status call_reverse_index(msa_context *ctx, const msa_plan *plan,
+                              const msa_reverse_index_args *args, void *workspace,
+                              size_t workspace_bytes);
+msa_status call_attend_backward(msa_context *ctx, const msa_plan *plan,
+                                const msa_attend_backward_args *args, void *workspace,
+                                size_t workspace_bytes);
+msa_status call_dense_attend_backward(msa_context *ctx, const msa_plan *plan,
+                                      const msa_dense_attend_backward_args *args, void *workspace,
+                                      size_t workspace_bytes);
+msa_status call_index_kl(msa_context *ctx, const msa_plan *plan, const msa_index_kl_args *args,
+                         void *workspace, size_t workspace_bytes);
+msa_status call_block_mass(msa_context *ctx, const msa_plan *plan, const msa_block_mass_args *args,
+                           void *workspace, size_t workspace_bytes);
 
 #endif

@@ -9,6 +9,9 @@
 typedef void (*case_visitor)(const problem_spec *spec, void *arg);
 void for_each_case(case_visitor visit, void *arg);
 
+/* The same shapes packed, in dtypes that gradients take. */
+void for_each_packed_case(case_visitor visit, void *arg);
+
 /* A named shape of the table in f32, paged. */
 problem_spec case_named(const char *name);
 

@@ -52,5 +52,21 @@ msa_status msa__ref_adamw(msa_context *ctx, const msa_adamw_args *args);
 size_t msa__ref_sum_squares_workspace(const msa_context *ctx, const msa_sum_squares_args *args);
 msa_status msa__ref_sum_squares(msa_context *ctx, const msa_sum_squares_args *args,
                                 void *workspace);
+size_t msa__ref_reverse_index_workspace(const msa_context *ctx, const msa_reverse_index_args *args);
+msa_status msa__ref_reverse_index(msa_context *ctx, const msa_reverse_index_args *args,
+                                  void *workspace);
+size_t msa__ref_attend_backward_workspace(const msa_context *ctx,
+                                          const msa_attend_backward_args *args);
+msa_status msa__ref_attend_backward(msa_context *ctx, const msa_attend_backward_args *args,
+                                    void *workspace);
+size_t msa__ref_dense_attend_backward_workspace(const msa_context *ctx,
+                                                const msa_dense_attend_backward_args *args);
+msa_status msa__ref_dense_attend_backward(msa_context *ctx,
+                                          const msa_dense_attend_backward_args *args,
+                                          void *workspace);
+size_t msa__ref_index_kl_workspace(const msa_context *ctx, const msa_index_kl_args *args);
+msa_status msa__ref_index_kl(msa_context *ctx, const msa_index_kl_args *args, void *workspace);
+size_t msa__ref_block_mass_workspace(const msa_context *ctx, const msa_block_mass_args *args);
+msa_status msa__ref_block_mass(msa_context *ctx, const msa_block_mass_args *args, void *workspace);
 
 #endif

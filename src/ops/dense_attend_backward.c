@@ -1,0 +1,70 @@
+/* msa_dense_attend_backward: the gradient of dense attention, windows and sinks included. */
+#include "ops/backend.h"
+#include "ops/check_selection.h"
+
+#include <math.h>
+
+static msa_status check_gradients(const msa__check *at, const msa_dense_attend_backward_args *args)
+{
+    const msa_tensor *q = &args->q, *k = &args->kv.k;
+    MSA_TRY(msa__check_like(at, "out", &args->out, q, "q's extent"));
+    MSA_TRY(msa__check_row_numbers(at, "lse", &args->lse, q->shape[0], q->shape[1]));
+    MSA_TRY(msa__check_like(at, "d_out", &args->d_out, q, "q's extent"));
+    MSA_TRY(msa__check_result_like(at, "dq", &args->dq, q, "q's extent", MSA__DTYPES_FLOAT));
+    MSA_TRY(msa__check_result_like(at, "dk", &args->dk, k, "k's extent", MSA__DTYPES_FLOAT));
+    MSA_TRY(msa__check_result_like(at, "dv", &args->dv, k, "k's extent", MSA__DTYPES_FLOAT));
+    if (msa__is_absent(at, &args->d_sink_logit)) return MSA_OK;
+    if (!args->sink_logit) {
+        return MSA_FAIL(MSA_EINVAL,
+                        "%s: d_sink_logit is present, must be absent without sink_logit", at->op);
+    }
+    MSA_TRY(msa__check_output(at, "d_sink_logit", &args->d_sink_logit, 1, MSA__DTYPES_F32));
+    return msa__check_dim(at, "d_sink_logit", &args->d_sink_logit, 0, q->shape[1], "q's Hq");
+}
+
+static msa_status check_args(const msa__check *at, msa_dense_attend_backward_args *args)
+{
+    const msa_tensor *q = &args->q;
+    MSA_TRY(msa__check_tensor(at, "q", q, 3, MSA__DTYPES_FLOAT));
+    MSA_TRY(msa__check_head_dim(at, "q.shape[2]", q->shape[2]));
+    if (args->scale == 0) args->scale = (float)(1.0 / sqrt((double)q->shape[2]));
+    MSA_TRY(msa__check_scale(at, "scale", args->scale));
+    MSA_TRY(msa__check_window(at, args->window, args->n_sink_tokens));
+    /* The view is the only argument that knows Hkv. */
+    MSA_TRY(msa__check_groups(at, "q", q->shape[1], args->kv.k.shape[1]));
+    msa__kv_shape shape = {
+        .n_tokens = q->shape[0], .n_kv_heads = args->kv.k.shape[1], .head_dim = q->shape[2]};
+    MSA_TRY(msa__check_packed_kv(at, &args->kv, args->cu_seqlens_q, &shape));
+    MSA_TRY(check_gradients(at, args));
+    return msa__check_sink_logit(at, args->sink_logit, q->shape[1]);
+}
+
+msa_status msa_dense_attend_backward_plan(msa_context *ctx,
+                                          const msa_dense_attend_backward_args *caller_args,
+                                          msa_plan *plan)
+{
+    msa__check at = {.op = "dense_attend_backward", .running = 0};
+    msa_dense_attend_backward_args args;
+    MSA_TRY(msa__check_call(&at, ctx, &args, sizeof(args), caller_args));
+    MSA_TRY(msa__check_trains(&at, ctx, ctx->backend->dense_attend_backward != NULL));
+    MSA_TRY(msa__check_plan(&at, plan));
+    MSA_TRY(check_args(&at, &args));
+    msa__fill_plan(plan, MSA__OP_DENSE_ATTEND_BACKWARD,
+                   ctx->backend->dense_attend_backward_workspace(ctx, &args));
+    return MSA_OK;
+}
+
+msa_status msa_dense_attend_backward(msa_context *ctx, const msa_plan *plan,
+                                     const msa_dense_attend_backward_args *caller_args,
+                                     void *workspace, size_t workspace_bytes)
+{
+    msa__check at = {.op = "dense_attend_backward", .running = 1};
+    msa_dense_attend_backward_args args;
+    MSA_TRY(msa__check_call(&at, ctx, &args, sizeof(args), caller_args));
+    MSA_TRY(msa__check_trains(&at, ctx, ctx->backend->dense_attend_backward != NULL));
+    MSA_TRY(check_args(&at, &args));
+    size_t needed_bytes = ctx->backend->dense_attend_backward_workspace(ctx, &args);
+    MSA_TRY(msa__check_workspace(&at, plan, MSA__OP_DENSE_ATTEND_BACKWARD, needed_bytes, workspace,
+                                 workspace_bytes));
+    return ctx->backend->dense_attend_backward(ctx, &args, workspace);
+}
