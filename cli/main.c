@@ -27,7 +27,9 @@ extern const cli_command cli_cmd_logits;
 extern const cli_command cli_cmd_make_model;
 extern const cli_command cli_cmd_render;
 extern const cli_command cli_cmd_run;
+extern const cli_command cli_cmd_shards;
 extern const cli_command cli_cmd_tokenize;
+extern const cli_command cli_cmd_train_tokenizer;
 
 const cli_command *const cli_commands[] = {
     &cli_cmd_run,
@@ -36,6 +38,8 @@ const cli_command *const cli_commands[] = {
     &cli_cmd_make_model,
     &cli_cmd_logits,
     &cli_cmd_tokenize,
+    &cli_cmd_train_tokenizer,
+    &cli_cmd_shards,
     &cli_cmd_render,
     &cli_cmd_bench_attention,
     &cli_cmd_bench_model,

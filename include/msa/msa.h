@@ -15,6 +15,7 @@
  * convert.h    an index branch for dense models
  * train.h      training, and what a selection captures
  * tasks.h      long-text tasks made from a seed
+ * data.h       tokenizer training, token shards
  *
  * The first nine are libmsa (needs libc and libm only); the others are libmsa_engine.
  *
@@ -39,6 +40,7 @@
 #include "msa/cache.h"
 #include "msa/context.h"
 #include "msa/convert.h"
+#include "msa/data.h"
 #include "msa/engine.h"
 #include "msa/gradient.h"
 #include "msa/graph.h"

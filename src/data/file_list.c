@@ -7,8 +7,10 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 msa_status msa__file_list_add(msa__file_list *files, const char *path)
 {
@@ -70,4 +72,21 @@ void msa__file_list_free(msa__file_list *files)
     for (int64_t i = 0; i < files->n; i++) free(files->paths[i]);
     free(files->paths);
     memset(files, 0, sizeof(*files));
+}
+
+int64_t msa__file_list_bytes(const msa__file_list *files, int64_t first, int64_t end)
+{
+    int64_t bytes = 0;
+    for (int64_t i = first; i < end; i++) {
+        struct stat info;
+        if (stat(files->paths[i], &info) == 0) bytes += (int64_t)info.st_size;
+    }
+    return bytes;
+}
+
+msa_status msa__in_file(const char *path, msa_status status)
+{
+    char reason[256];
+    snprintf(reason, sizeof(reason), "%s", msa_last_error());
+    return MSA_FAIL(status, "%.300s: %s", path, reason);
 }

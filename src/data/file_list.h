@@ -21,4 +21,10 @@ MSA_CHECK_RESULT msa_status msa__file_list_fill(msa__file_list *files, const cha
 MSA_CHECK_RESULT msa_status msa__file_list_add(msa__file_list *files, const char *path);
 void msa__file_list_free(msa__file_list *files);
 
+/* Bytes of files first..end-1 together; one that is gone counts none. */
+int64_t msa__file_list_bytes(const msa__file_list *files, int64_t first, int64_t end);
+
+/* The last message, with the file that it is about in front. Returns status. */
+msa_status msa__in_file(const char *path, msa_status status);
+
 #endif

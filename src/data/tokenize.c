@@ -61,11 +61,7 @@ static msa_status add_document(job *j, const char *path)
     msa_status status =
         msa_tokenizer_encode(j->vocabulary->tokenizer, t.data, t.bytes, &ids, &n_ids);
     msa__file_unmap(t.data, t.bytes);
-    if (status != MSA_OK) {
-        char reason[256];
-        snprintf(reason, sizeof(reason), "%s", msa_last_error());
-        return MSA_FAIL(status, "%.300s: %s", path, reason);
-    }
+    if (status != MSA_OK) return msa__in_file(path, status);
     if (n_ids > 0) {
         status = msa__ids_add(&j->tokens, ids, n_ids);
         if (status == MSA_OK) status = msa__ids_add(&j->tokens, &j->vocabulary->eos, 1);
@@ -88,16 +84,6 @@ static msa_status make_shard(job *j, int64_t first, int64_t end, uint64_t sum, c
     return msa__shard_write(path, j->vocabulary, sum, &j->tokens, j->starts, n_documents);
 }
 
-static int64_t text_bytes(const msa__file_list *files, int64_t first, int64_t end)
-{
-    int64_t bytes = 0;
-    for (int64_t i = first; i < end; i++) {
-        struct stat info;
-        if (stat(files->paths[i], &info) == 0) bytes += (int64_t)info.st_size;
-    }
-    return bytes;
-}
-
 static msa_status make_shards(job *j, msa__file_list *shards, const char *dir)
 {
     int64_t end;
@@ -109,7 +95,7 @@ static msa_status make_shards(job *j, msa__file_list *shards, const char *dir)
                  (unsigned long long)sum);
         MSA_TRY(msa__path_join(path, sizeof(path), dir, name));
         if (msa__file_exists(path)) {
-            report(j, (size_t)text_bytes(j->files, first, end));
+            report(j, (size_t)msa__file_list_bytes(j->files, first, end));
         } else {
             MSA_TRY(make_shard(j, first, end, sum, path));
         }
@@ -126,7 +112,7 @@ msa_status msa__tokenize(msa__file_list *shards, const char *dir, const msa__voc
         return MSA_FAIL(MSA_EIO, "%.300s: %s", dir, strerror(errno));
     }
     job j = {.vocabulary = vocabulary, .files = files, .progress = progress, .user = user};
-    j.bytes_total = text_bytes(files, 0, files->n);
+    j.bytes_total = msa__file_list_bytes(files, 0, files->n);
     j.starts = calloc((size_t)files->n + 1, sizeof(*j.starts));
     if (!j.starts) return MSA_FAIL(MSA_ENOMEM, "%.300s: no memory to tokenize", dir);
     msa_status status = make_shards(&j, shards, dir);

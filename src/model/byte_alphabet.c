@@ -29,3 +29,20 @@ int64_t msa__bytes_from_alphabet(const char *spelling, size_t n, char *to)
     }
     return count;
 }
+
+size_t msa__byte_to_alphabet(unsigned char byte, char *to)
+{
+    uint32_t letter = byte;
+    if (!stands_for_itself(byte)) {
+        for (letter = 0x100; byte_of(letter) != byte; letter++) continue;
+    }
+    return msa__utf8_encode(letter, to);
+}
+
+unsigned char msa__byte_in_alphabet(int32_t i)
+{
+    uint32_t letter = 0;
+    for (;; letter++) {
+        if (byte_of(letter) >= 0 && i-- == 0) return (unsigned char)byte_of(letter);
+    }
+}
