@@ -5,8 +5,10 @@
  * speed.
  */
 #include "backend/cuda/attend_prefill.h"
+#include "backend/cuda/ptx.cuh"
 
 constexpr int THREADS = 128, CTAS_PER_SM = 16;
+constexpr int BATCH = 8; /* partials in flight before the weights are known */
 constexpr float LN2 = 0.6931471805599453f;
 
 __device__ __forceinline__ void add_scaled(float (&sum)[8], uint4 x, float weight)
@@ -29,13 +31,21 @@ __device__ __forceinline__ void combine_chunk(const attend_piece &p, int64_t tok
     int64_t step = (int64_t)D / 8 << p.heads_log2; /* chunks of a partial */
     const uint4 *chunk = (const uint4 *)p.partial + place * step + h * (D / 8) + (c ^ (h & 7));
     float max = -INFINITY, total = 0, sum[8] = {};
-    for (int j = 0; j < n; j++) max = fmaxf(max, lse[j << p.heads_log2]);
-    float base = max == -INFINITY ? 0 : max;
-#pragma unroll 8
-    for (int j = 0; j < n; j++) {
-        float weight = exp2f(lse[j << p.heads_log2] - base);
-        total += weight;
-        add_scaled(sum, __ldcs(chunk + j * step), weight);
+    uint4 x[BATCH];
+    for (int j0 = 0; j0 < n; j0 += BATCH) {
+#pragma unroll
+        for (int j = 0; j < BATCH; j++)
+            if (j0 + j < n) x[j] = __ldcs(chunk + (j0 + j) * step);
+        if (j0 == 0)
+            for (int j = 0; j < n; j++) max = fmaxf(max, lse[j << p.heads_log2]);
+        float base = max == -INFINITY ? 0 : max;
+#pragma unroll
+        for (int j = 0; j < BATCH; j++) {
+            if (j0 + j >= n) break;
+            float weight = exp2f(lse[(j0 + j) << p.heads_log2] - base);
+            total += weight;
+            add_scaled(sum, x[j], weight);
+        }
     }
     float factor = total == 0 ? 0 : 1 / total;
     __nv_bfloat162 out[4];
@@ -55,6 +65,7 @@ template <int D>
 __global__ void __launch_bounds__(THREADS)
     attend_combine_kernel(const __grid_constant__ attend_piece p)
 {
+    wait_prior_grid();
     int tokens_log2 = 7 - p.heads_log2, chunks_log2 = p.heads_log2 + (D == 128 ? 4 : 3);
     int64_t n = (int64_t)p.cursors->n_gather_tiles << (tokens_log2 + chunks_log2);
     for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < n;
@@ -71,11 +82,8 @@ __global__ void __launch_bounds__(THREADS)
 
 msa_status cuda_attend_combine(msa_context *ctx, const attend_piece *piece)
 {
-    int n_ctas = CTAS_PER_SM * cuda_state(ctx)->n_sms;
-    if (piece->args.q.shape[2] == 128) {
-        attend_combine_kernel<128><<<n_ctas, THREADS, 0, cuda_stream(ctx)>>>(*piece);
-    } else {
-        attend_combine_kernel<64><<<n_ctas, THREADS, 0, cuda_stream(ctx)>>>(*piece);
-    }
-    return cuda_launched("attend");
+    void *arguments[] = {(void *)piece};
+    const void *kernel = piece->args.q.shape[2] == 128 ? (const void *)attend_combine_kernel<128>
+                                                       : (const void *)attend_combine_kernel<64>;
+    return cuda_attend_launch(ctx, kernel, THREADS, 0, CTAS_PER_SM, arguments);
 }

@@ -90,12 +90,12 @@ __device__ __forceinline__ void loader(Smem<D, FP8> &sm, const CUtensorMap *mq,
                                        const attend_piece &p)
 {
     int lane = threadIdx.x % 32, n_items = p.cursors->n_items, tile = 0, n = 0;
-    auto take = [&] {
-        int x = lane == 0 ? atomicAdd(&p.cursors->next_item, 1) : 0;
-        return __shfl_sync(~0u, x, 0);
+    auto take = [&] { /* the first one without asking */
+                      int x = lane == 0 ? atomicAdd(&p.cursors->next_item, 1) : 0;
+                      return (int)gridDim.x + __shfl_sync(~0u, x, 0);
     };
     attend_item item = {}, next = {};
-    int entries[2] = {}, index = take();
+    int entries[2] = {}, index = blockIdx.x;
     if (index < n_items) next = p.items[index];
     for (; index < n_items; n++) {
         item = next;
@@ -160,12 +160,14 @@ __device__ __forceinline__ void attend_queries(Smem<D, FP8> &sm, const attend_pi
     int entry0 = sm.entry[slot][row0 >> p.heads_log2],
         entry1 = sm.entry[slot][row1 >> p.heads_log2];
     multiply_keys<D>(s, smem_u32(sm.q[slot]), smem_u32(sm.k[stage]));
+    wgmma_wait<0>();
+    pin(s);
     if (stored_slot >= 0) release_slot(&sm.q_empty[stored_slot]); /* read out meanwhile */
     stored_slot = slot;
     RowPair rows = {-INFINITY, -INFINITY, 0, 0};
     uint32_t weights[32];
-    softmax_tile(s, weights, rows, entry0 & (TILE_KEYS - 1), entry1 & (TILE_KEYS - 1),
-                 p.scale_log2);
+    softmax_tile(s, rows, entry0 & (TILE_KEYS - 1), entry1 & (TILE_KEYS - 1), p.scale_log2);
+    pack_weights(weights, s);
     multiply_values(o, weights, smem_u32(sm.v[stage]), 0);
     total_sums(rows);
     int64_t row = p.n_groups * (int64_t)p.topk, head = sm.head[stage] * (int64_t)p.topk;
@@ -227,7 +229,11 @@ __global__ void __launch_bounds__(THREADS, 1)
                          const __grid_constant__ attend_piece p)
 {
     extern __shared__ unsigned char raw[];
-    if (p.cursors->n_items == 0) return;
+    launch_dependents();
+    if (p.cursors->n_items == 0) {
+        wait_prior_grid();
+        return;
+    }
     Smem<D, FP8> &sm = *(Smem<D, FP8> *)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
     if (threadIdx.x == 0) {
         for (int i = 0; i < Smem<D, FP8>::SLOTS; i++) {
@@ -251,6 +257,8 @@ __global__ void __launch_bounds__(THREADS, 1)
         setmaxnreg_inc<224>();
         consumer(sm, p, threadIdx.x / 128);
     }
+    wait_prior_grid(); /* the combine waits for this kernel only; the union kernel must be done too
+                        */
 }
 
 template <int D, int FP8> static msa_status launch(msa_context *ctx, const attend_piece *piece)
@@ -259,13 +267,9 @@ template <int D, int FP8> static msa_status launch(msa_context *ctx, const atten
     MSA_TRY(cuda_attend_query_map(ctx, piece, 1, &mq));
     MSA_TRY(cuda_attend_lane_map(ctx, piece, &piece->args.kv.k, &mk));
     MSA_TRY(cuda_attend_lane_map(ctx, piece, &piece->args.kv.v, &mv));
-    int bytes = sizeof(Smem<D, FP8>) + 1024;
-    MSA_CUDA_TRY("attend",
-                 cudaFuncSetAttribute(attend_gather_kernel<D, FP8>,
-                                      cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-    attend_gather_kernel<D, FP8>
-        <<<cuda_state(ctx)->n_sms, THREADS, bytes, cuda_stream(ctx)>>>(mq, mk, mv, *piece);
-    return cuda_launched("attend");
+    void *arguments[] = {&mq, &mk, &mv, (void *)piece};
+    return cuda_attend_launch(ctx, (const void *)attend_gather_kernel<D, FP8>, THREADS,
+                              sizeof(Smem<D, FP8>) + 1024, 1, arguments);
 }
 
 msa_status cuda_attend_gather(msa_context *ctx, const attend_piece *piece)

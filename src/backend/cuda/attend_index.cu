@@ -10,6 +10,7 @@
  */
 #include "backend/cuda/attend_prefill.h"
 #include "backend/cuda/kv_view.cuh"
+#include "backend/cuda/ptx.cuh"
 
 constexpr int THREADS = 256;
 /* A tile walks its union when that has at most 2/5 of the entries of its rows: measured break-even
@@ -76,6 +77,14 @@ __device__ __forceinline__ int unit_of(const attend_piece &p, int seq, int block
     return kv.cu_seqlens_k[seq] / PREFILL_BLOCK + seq + block;
 }
 
+__device__ __forceinline__ attend_entry entry_of(const attend_piece &p, int seq, int block,
+                                                 unsigned tokens)
+{
+    const msa_kv_view &kv = p.args.kv;
+    if (kv.page_table) return {block, tokens, 0, kv.page_table[seq * kv.page_table_stride + block]};
+    return {block, tokens, kv.cu_seqlens_k[seq] + block * PREFILL_BLOCK, 0};
+}
+
 /* Sum, or minimum, over the lanes of a tile. */
 __device__ __forceinline__ int tile_sum(int x, int lanes)
 {
@@ -90,11 +99,12 @@ __device__ __forceinline__ int tile_min(int x, int lanes)
 
 /* Merge the rows of every tile of the warp; returns the size of the union, or limit + 1 for larger.
  */
-__device__ __forceinline__ int merge_rows(const int32_t *row, int n, int limit, int lanes,
-                                          int2 *entries)
+__device__ __forceinline__ int merge_rows(const attend_piece &p, const Place &at, int n, int limit,
+                                          int lanes, attend_entry *entries)
 {
     int lane = threadIdx.x % 32, k = 0, n_entries = 0;
     unsigned tile_mask = lanes == 32 ? ~0u : (1u << lanes) - 1;
+    const int32_t *row = at.row;
     int next = n > 0 ? row[0] : NO_BLOCK, after = n > 1 ? row[1] : NO_BLOCK;
     for (;;) {
         int block = tile_min(next, lanes);
@@ -104,7 +114,7 @@ __device__ __forceinline__ int merge_rows(const int32_t *row, int n, int limit, 
         unsigned members = __ballot_sync(~0u, member) >> (lane & ~(lanes - 1)) & tile_mask;
         if (open) {
             if (n_entries < limit && lane % lanes == 0)
-                entries[n_entries] = make_int2(block, (int)members);
+                entries[n_entries] = entry_of(p, at.tile.seq, block, members);
             n_entries++;
         }
         if (member) {
@@ -115,22 +125,32 @@ __device__ __forceinline__ int merge_rows(const int32_t *row, int n, int limit, 
     }
 }
 
-/* Every row entry takes a place in its block's list; lanes that hold the same block together. */
+/* Every row entry takes a place in its block's list; lanes that hold the same block together. Four
+ * counts are on their way at a time. */
 __device__ __forceinline__ void count_entries(const attend_piece &p, const Place &at, int n)
 {
     int lane = threadIdx.x % 32;
+    const msa_kv_view &kv = p.args.kv;
     int32_t *ranks = p.ranks + ((int64_t)at.token * p.n_groups + at.tile.head) * p.topk;
-    int64_t bins = (int64_t)at.tile.head * p.n_units;
-    for (int k = 0; __any_sync(~0u, k < n); k++) {
-        unsigned active = __ballot_sync(~0u, k < n);
-        if (k >= n) continue;
-        int unit = unit_of(p, at.tile.seq, at.row[k]);
-        unsigned peers = __match_any_sync(active, bins + unit);
-        int leader = __ffs(peers) - 1, base = 0;
-        if (lane == leader) base = atomicAdd(&p.counts[bins + unit], __popc(peers));
-        ranks[k] = __shfl_sync(peers, base, leader) + __popc(peers & ((1u << lane) - 1));
-        if (!p.args.kv.page_table)
-            p.unit_rows[unit] = p.args.kv.cu_seqlens_k[at.tile.seq] + at.row[k] * PREFILL_BLOCK;
+    long long bins = (long long)at.tile.head * p.n_units;
+    for (int k0 = 0; __any_sync(~0u, k0 < n); k0 += 4) {
+        unsigned peers[4];
+        int base[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int k = k0 + i, unit = k < n ? unit_of(p, at.tile.seq, at.row[k]) : -1;
+            peers[i] = __match_any_sync(~0u, k < n ? bins + unit : (long long)-1 - lane);
+            base[i] = 0;
+            if (k < n && lane == __ffs(peers[i]) - 1)
+                base[i] = atomicAdd(&p.counts[bins + unit], __popc(peers[i]));
+            if (k < n && !kv.page_table)
+                p.unit_rows[unit] = kv.cu_seqlens_k[at.tile.seq] + at.row[k] * PREFILL_BLOCK;
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int first = __shfl_sync(~0u, base[i], __ffs(peers[i]) - 1);
+            if (k0 + i < n) ranks[k0 + i] = first + __popc(peers[i] & ((1u << lane) - 1));
+        }
     }
 }
 
@@ -142,7 +162,7 @@ __device__ __forceinline__ void classify(const attend_piece &p, Place &at, bool 
         while (n < p.topk && at.row[n] >= 0) n++;
     int limit = tile_sum(n, lanes) * UNION_NUMERATOR / UNION_DENOMINATOR;
     int n_entries =
-        merge_rows(at.row, n, limit, lanes, p.union_entries + (int64_t)work * p.entry_capacity);
+        merge_rows(p, at, n, limit, lanes, p.union_entries + (int64_t)work * p.entry_capacity);
     bool is_union = n_entries <= limit, any = tile_sum(exists && at.valid, lanes) > 0;
     if (any && lane % lanes == 0) {
         attend_tile tile = at.tile;
@@ -191,11 +211,20 @@ __device__ __forceinline__ void fill_lists(const attend_piece &p, const Place &a
 {
     int64_t row = (int64_t)at.token * p.n_groups + at.tile.head;
     int n = p.n_kept[row], position = at.tile.position0 + at.token - at.tile.token0;
-    for (int k = 0; k < n; k++) {
-        int block = at.row[k];
-        int64_t bin = (int64_t)at.tile.head * p.n_units + unit_of(p, at.tile.seq, block);
-        int last = min(position - block * PREFILL_BLOCK, PREFILL_BLOCK - 1);
-        p.list[p.starts[bin] + p.ranks[row * p.topk + k]] = at.token << 13 | k << 7 | last;
+    for (int k0 = 0; k0 < n; k0 += 4) { /* four chains of loads before the stores */
+        int place[4], block[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int k = min(k0 + i, n - 1);
+            block[i] = at.row[k];
+            int64_t bin = (int64_t)at.tile.head * p.n_units + unit_of(p, at.tile.seq, block[i]);
+            place[i] = p.starts[bin] + p.ranks[row * p.topk + k];
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int last = min(position - block[i] * PREFILL_BLOCK, PREFILL_BLOCK - 1);
+            if (k0 + i < n) p.list[place[i]] = at.token << 13 | (k0 + i) << 7 | last;
+        }
     }
 }
 
@@ -216,6 +245,7 @@ __device__ __forceinline__ void grid_barrier(int32_t *arrivals)
 __global__ void __launch_bounds__(THREADS, 2)
     attend_index_kernel(const __grid_constant__ attend_piece p)
 {
+    launch_dependents();
     int thread = blockIdx.x * THREADS + threadIdx.x, n_threads = gridDim.x * THREADS;
     int tokens_log2 = 7 - p.heads_log2, lanes = 1 << tokens_log2;
     int lane = threadIdx.x & (lanes - 1), n_tiles = p.n_tile_places * p.n_groups;

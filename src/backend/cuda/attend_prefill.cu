@@ -76,7 +76,8 @@ static size_t lay_out(attend_piece *p, void *workspace, size_t *zeroed)
     p->items = (attend_item *)take(base, &used, n_entries, sizeof(attend_item));
     p->gather_tiles = (attend_tile *)take(base, &used, n_tiles, sizeof(attend_tile));
     p->union_tiles = (attend_tile *)take(base, &used, n_tiles, sizeof(attend_tile));
-    p->union_entries = (int2 *)take(base, &used, n_tiles * p->entry_capacity, sizeof(int2));
+    p->union_entries =
+        (attend_entry *)take(base, &used, n_tiles * p->entry_capacity, sizeof(attend_entry));
     p->partial_lse = (float *)take(base, &used, n_partial_rows, 4);
     p->partial = (__nv_bfloat16 *)take(base, &used, n_partial_rows, (size_t)p->args.q.shape[2] * 2);
     return used;
@@ -100,10 +101,32 @@ msa_status cuda_attend_prefill(msa_context *ctx, const msa_attend_args *args, vo
         p.n_tokens = (int32_t)(n_tokens - first < most ? n_tokens - first : most);
         MSA_CUDA_TRY("attend", cudaMemsetAsync(workspace, 0, zeroed, cuda_stream(ctx)));
         MSA_TRY(cuda_attend_index(ctx, &p));
+        MSA_TRY(cuda_attend_union(ctx, &p));
         MSA_TRY(cuda_attend_gather(ctx, &p));
         MSA_TRY(cuda_attend_combine(ctx, &p));
-        MSA_TRY(cuda_attend_union(ctx, &p));
     }
+    return MSA_OK;
+}
+
+msa_status cuda_attend_launch(msa_context *ctx, const void *kernel, int n_threads, int shared_bytes,
+                              int ctas_per_sm, void **arguments)
+{
+    cudaLaunchAttribute early = {};
+    cudaLaunchConfig_t config = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    config.gridDim = dim3((unsigned)(ctas_per_sm * cuda_state(ctx)->n_sms));
+    config.blockDim = dim3((unsigned)n_threads);
+    config.dynamicSmemBytes = (size_t)shared_bytes;
+    config.stream = cuda_stream(ctx);
+    config.attrs = &early;
+    config.numAttrs = 1;
+    if (shared_bytes > 0) {
+        MSA_CUDA_TRY("attend",
+                     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                          shared_bytes));
+    }
+    MSA_CUDA_TRY("attend", cudaLaunchKernelExC(&config, kernel, arguments));
     return MSA_OK;
 }
 

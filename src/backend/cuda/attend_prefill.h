@@ -3,9 +3,9 @@
  *
  *   index    (attend_index.cu)    tiles of neighbouring tokens become union tiles or gather tiles;
  *                                 reverse index block -> tokens of the gather tiles
+ *   union    (attend_union.cu)    tokens outside: a tile walks the union of its blocks, O on chip
  *   gather   (attend_gather.cu)   blocks outside: partials of every (token, block)
  *   combine  (attend_combine.cu)  partials -> O, (M12)
- *   union    (attend_union.cu)    tokens outside: a tile walks the union of its blocks, O on chip
  *
  * A row of a matrix tile is one head of one token; G is rounded up to G' = 4, 8 or 16 heads, so
  * that 64 rows are 64 / G' tokens. A union tile is 128 rows, aligned in its sequence: token i lies
@@ -36,6 +36,13 @@ typedef struct attend_tile {
     int32_t place;     /* its entries start at place * entry_capacity */
 } attend_tile;
 
+/* A block of a union tile: which tokens selected it (bit i: token0 + i), and where it lies. */
+typedef struct attend_entry {
+    int32_t block;
+    uint32_t tokens;
+    int32_t row, page;
+} attend_entry;
+
 /* Counters that start at zero. */
 typedef struct attend_cursors {
     int32_t list_used, n_items, next_item, n_gather_tiles, n_union_tiles, next_union_tile;
@@ -60,7 +67,7 @@ typedef struct attend_piece {
     int32_t *list;      /* entries: token << 13 | slot << 7 | last visible key of the block */
     attend_item *items; /* at most one an entry */
     attend_tile *gather_tiles, *union_tiles; /* [n_tile_places * Hkv] */
-    int2 *union_entries;    /* [n_tile_places * Hkv, entry_capacity] block, mask of tokens */
+    attend_entry *union_entries;             /* [n_tile_places * Hkv, entry_capacity] */
     __nv_bfloat16 *partial; /* [n_tokens, Hkv, K, G', D], 16-byte chunks swizzled by head */
     float *partial_lse;     /* [n_tokens, Hkv, K, G'] in units of log2 */
 } attend_piece;
@@ -69,6 +76,11 @@ msa_status cuda_attend_index(msa_context *ctx, const attend_piece *piece);
 msa_status cuda_attend_gather(msa_context *ctx, const attend_piece *piece);
 msa_status cuda_attend_union(msa_context *ctx, const attend_piece *piece);
 msa_status cuda_attend_combine(msa_context *ctx, const attend_piece *piece);
+
+/* Launch that many CTAs an SM, allowed to start while the kernel before it still runs: a kernel
+ * calls wait_prior_grid() before it touches what that one writes. */
+msa_status cuda_attend_launch(msa_context *ctx, const void *kernel, int n_threads, int shared_bytes,
+                              int ctas_per_sm, void **arguments);
 
 /* Maps of q with boxes of n_tokens tokens, and of keys or values as [pages, Hkv, tokens, D]; a
  * packed cache is one page. */

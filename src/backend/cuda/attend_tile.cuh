@@ -20,7 +20,7 @@ template <int D> struct TileBytes {
     static constexpr int KEYS_FP8 = TILE_KEYS * D;
 };
 
-/* S = Q K^T, complete when it returns. */
+/* S = Q K^T; issued and committed, the caller waits. */
 template <int D>
 __device__ __forceinline__ void multiply_keys(float (&s)[64], uint32_t queries, uint32_t keys)
 {
@@ -32,8 +32,6 @@ __device__ __forceinline__ void multiply_keys(float (&s)[64], uint32_t queries, 
         wgmma_m64n128k16_ss(s, q + (i / 4) * (TileBytes<D>::HALF_ROWS >> 4) + (i % 4) * 2,
                             k + (i / 4) * (TileBytes<D>::HALF_KEYS >> 4) + (i % 4) * 2, i > 0);
     wgmma_commit();
-    wgmma_wait<0>();
-    pin(s);
 }
 
 __device__ __forceinline__ void multiply_step(float (&o)[64], const uint32_t *p, uint64_t v,
@@ -64,11 +62,11 @@ struct RowPair {
     float max0, max1, sum0, sum1;
 };
 
-/* (M13): scores beyond a row's last visible key are dropped, P in bf16 as the A operand of P V.
+/* (M13): scores beyond a row's last visible key are dropped, S becomes P.
  * Returns the factors of what the rows have summed before. A row without any key keeps max = -inf.
  */
-__device__ __forceinline__ float2 softmax_tile(float (&s)[64], uint32_t (&p)[32], RowPair &rows,
-                                               int last0, int last1, float scale_log2)
+__device__ __forceinline__ float2 softmax_tile(float (&s)[64], RowPair &rows, int last0, int last1,
+                                               float scale_log2)
 {
     int lane = threadIdx.x % 32;
     if (min(last0, last1) < TILE_KEYS - 1) {
@@ -96,17 +94,22 @@ __device__ __forceinline__ float2 softmax_tile(float (&s)[64], uint32_t (&p)[32]
     float sum0 = 0, sum1 = 0;
 #pragma unroll
     for (int i = 0; i < 16; i++) {
-        float x0 = ex2(fmaf(s[4 * i], scale_log2, offset0));
-        float x1 = ex2(fmaf(s[4 * i + 1], scale_log2, offset0));
-        float x2 = ex2(fmaf(s[4 * i + 2], scale_log2, offset1));
-        float x3 = ex2(fmaf(s[4 * i + 3], scale_log2, offset1));
-        sum0 += x0 + x1;
-        sum1 += x2 + x3;
-        p[2 * i] = pack_bf16(x0, x1);
-        p[2 * i + 1] = pack_bf16(x2, x3);
+        s[4 * i] = ex2(fmaf(s[4 * i], scale_log2, offset0));
+        s[4 * i + 1] = ex2(fmaf(s[4 * i + 1], scale_log2, offset0));
+        s[4 * i + 2] = ex2(fmaf(s[4 * i + 2], scale_log2, offset1));
+        s[4 * i + 3] = ex2(fmaf(s[4 * i + 3], scale_log2, offset1));
+        sum0 += s[4 * i] + s[4 * i + 1];
+        sum1 += s[4 * i + 2] + s[4 * i + 3];
     }
     rows = {m0, m1, fmaf(rows.sum0, factor.x, sum0), fmaf(rows.sum1, factor.y, sum1)};
     return factor;
+}
+
+/* P in bf16 as the A operand of P V. */
+__device__ __forceinline__ void pack_weights(uint32_t (&p)[32], const float (&s)[64])
+{
+#pragma unroll
+    for (int i = 0; i < 32; i++) p[i] = pack_bf16(s[2 * i], s[2 * i + 1]);
 }
 
 /* The four lanes of a row add their sums. */

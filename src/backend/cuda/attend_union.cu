@@ -10,68 +10,67 @@
 #include "backend/cuda/attend_prefill.h"
 #include "backend/cuda/attend_tile.cuh"
 
-constexpr int THREADS = 384, STAGES = 2, QUERY_SLOTS = 2;
+constexpr int THREADS = 384;
 constexpr int CONSUMER_WARPS = 8, WIDEN_WARPS = 3;
 constexpr float LN2 = 0.6931471805599453f;
 
 template <int D, int FP8> struct alignas(1024) Smem {
+    static constexpr int STAGES = FP8 ? 2 : 3, RAW_STAGES = FP8 ? 2 : 1;
     using Bytes = TileBytes<D>;
-    unsigned char q[QUERY_SLOTS][2][Bytes::QUERIES]; /* of each warpgroup; becomes staging of O */
+    unsigned char q[2][Bytes::QUERIES]; /* of each warpgroup */
     unsigned char k[STAGES][Bytes::KEYS], v[STAGES][Bytes::KEYS];
-    unsigned char raw[2][FP8 ? Bytes::KEYS_FP8 : 16]; /* fp8 keys, values */
-    attend_tile tile[QUERY_SLOTS];                    /* n_entries < 0: no more work */
-    int2 entry[STAGES], raw_entry;                    /* block, tokens; no tokens: no more work */
-    uint64_t q_full[QUERY_SLOTS], q_empty[QUERY_SLOTS];
-    uint64_t k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES];
-    uint64_t raw_full[2], raw_empty[2];
+    unsigned char raw_k[RAW_STAGES][FP8 ? Bytes::KEYS_FP8 : 16]; /* fp8 keys, values */
+    unsigned char raw_v[RAW_STAGES][FP8 ? Bytes::KEYS_FP8 : 16];
+    attend_tile tile[2];                               /* n_entries < 0: no more work */
+    attend_entry entry[STAGES], raw_entry[RAW_STAGES]; /* no tokens: no more work */
+    uint64_t q_full[2], q_empty[2], k_full[STAGES], k_empty[STAGES], v_full[STAGES],
+        v_empty[STAGES];
+    uint64_t raw_k_full[RAW_STAGES], raw_k_empty[RAW_STAGES];
+    uint64_t raw_v_full[RAW_STAGES], raw_v_empty[RAW_STAGES];
 };
 
+/* The n-th tile of this CTA: each warpgroup's queries when it has read those before. */
 template <int D, int FP8>
 __device__ __forceinline__ void load_queries(Smem<D, FP8> &sm, int n, const CUtensorMap *mq,
                                              const attend_piece &p, const attend_tile &tile)
 {
-    int slot = n % QUERY_SLOTS, tokens = 64 >> p.heads_log2;
-    mbarrier_wait(smem_u32(&sm.q_empty[slot]), ((n / QUERY_SLOTS) & 1) ^ 1);
-    if (threadIdx.x % 32 != 0) return;
-    uint32_t bar = smem_u32(&sm.q_full[slot]);
-    sm.tile[slot] = tile;
-    if (tile.n_entries < 0) {
-        mbarrier_arrive(bar);
-        return;
-    }
-    mbarrier_arrive_expect_tx(bar, 2 * TileBytes<D>::QUERIES);
-    for (int i = 0; i < 2 * (D / 64); i++) {
-        int wg = i & 1, half = i >> 1;
-        tma_load_3d(smem_u32(sm.q[slot][wg]) + half * TileBytes<D>::HALF_ROWS, mq, bar, 64 * half,
-                    tile.head * p.group, (int)p.first_token + tile.token0 + wg * tokens);
+    int tokens = 64 >> p.heads_log2;
+    for (int wg = 0; wg < 2; wg++) {
+        uint32_t bar = smem_u32(&sm.q_full[wg]);
+        mbarrier_wait(smem_u32(&sm.q_empty[wg]), (n & 1) ^ 1);
+        sm.tile[wg] = tile;
+        if (tile.n_entries < 0) {
+            mbarrier_arrive(bar);
+            continue;
+        }
+        mbarrier_arrive_expect_tx(bar, TileBytes<D>::QUERIES);
+        for (int half = 0; half < D / 64; half++)
+            tma_load_3d(smem_u32(sm.q[wg]) + half * TileBytes<D>::HALF_ROWS, mq, bar, 64 * half,
+                        tile.head * p.group, (int)p.first_token + tile.token0 + wg * tokens);
     }
 }
 
-/* The n-th block of this CTA. Called by one lane. */
+/* The n-th block of this CTA. Called by one lane, as load_queries. */
 template <int D, int FP8>
 __device__ __forceinline__ void load_block(Smem<D, FP8> &sm, int n, const CUtensorMap *mk,
-                                           const CUtensorMap *mv, int2 entry, int row, int head,
-                                           int page)
+                                           const CUtensorMap *mv, const attend_entry &entry,
+                                           int head)
 {
-    int stage = n % STAGES, empty_parity = ((n / STAGES) & 1) ^ 1;
-    uint32_t k_bar = smem_u32(FP8 ? &sm.raw_full[0] : &sm.k_full[stage]);
-    uint32_t v_bar = smem_u32(FP8 ? &sm.raw_full[1] : &sm.v_full[stage]);
-    int bytes = FP8 ? TileBytes<D>::KEYS_FP8 : TileBytes<D>::KEYS;
-    if (FP8) {
-        mbarrier_wait(smem_u32(&sm.raw_empty[0]), (n & 1) ^ 1);
-    } else {
-        mbarrier_wait(smem_u32(&sm.k_empty[stage]), empty_parity);
-    }
-    (FP8 ? sm.raw_entry : sm.entry[stage]) = entry;
-    mbarrier_arrive_expect_tx(k_bar, bytes);
-    load_keys<D, FP8>(smem_u32(FP8 ? sm.raw[0] : sm.k[stage]), mk, k_bar, row, head, page);
-    if (FP8) {
-        mbarrier_wait(smem_u32(&sm.raw_empty[1]), (n & 1) ^ 1);
-    } else {
-        mbarrier_wait(smem_u32(&sm.v_empty[stage]), empty_parity);
-    }
-    mbarrier_arrive_expect_tx(v_bar, bytes);
-    load_keys<D, FP8>(smem_u32(FP8 ? sm.raw[1] : sm.v[stage]), mv, v_bar, row, head, page);
+    using Memory = Smem<D, FP8>;
+    constexpr int RING = FP8 ? Memory::RAW_STAGES : Memory::STAGES;
+    constexpr int BYTES = FP8 ? TileBytes<D>::KEYS_FP8 : TileBytes<D>::KEYS;
+    int stage = n % RING, empty_parity = ((n / RING) & 1) ^ 1;
+    uint32_t k_bar = smem_u32(FP8 ? &sm.raw_k_full[stage] : &sm.k_full[stage]);
+    uint32_t v_bar = smem_u32(FP8 ? &sm.raw_v_full[stage] : &sm.v_full[stage]);
+    mbarrier_wait(smem_u32(FP8 ? &sm.raw_k_empty[stage] : &sm.k_empty[stage]), empty_parity);
+    (FP8 ? sm.raw_entry : sm.entry)[stage] = entry;
+    mbarrier_arrive_expect_tx(k_bar, BYTES);
+    load_keys<D, FP8>(smem_u32(FP8 ? sm.raw_k[stage] : sm.k[stage]), mk, k_bar, entry.row, head,
+                      entry.page);
+    mbarrier_wait(smem_u32(FP8 ? &sm.raw_v_empty[stage] : &sm.v_empty[stage]), empty_parity);
+    mbarrier_arrive_expect_tx(v_bar, BYTES);
+    load_keys<D, FP8>(smem_u32(FP8 ? sm.raw_v[stage] : sm.v[stage]), mv, v_bar, entry.row, head,
+                      entry.page);
 }
 
 template <int D, int FP8>
@@ -79,101 +78,101 @@ __device__ __forceinline__ void loader(Smem<D, FP8> &sm, const CUtensorMap *mq,
                                        const CUtensorMap *mk, const CUtensorMap *mv,
                                        const attend_piece &p)
 {
-    const msa_kv_view &kv = p.args.kv;
     int lane = threadIdx.x % 32, n_tiles = p.cursors->n_union_tiles, n = 0, block = 0;
-    auto take = [&] {
-        int x = lane == 0 ? atomicAdd(&p.cursors->next_union_tile, 1) : 0;
-        return __shfl_sync(~0u, x, 0);
+    auto take = [&] { /* the first one without asking */
+                      int x = lane == 0 ? atomicAdd(&p.cursors->next_union_tile, 1) : 0;
+                      return (int)gridDim.x + __shfl_sync(~0u, x, 0);
     };
-    int index = take();
+    /* From the last tile back: late tokens see more blocks, and long tiles should start first. */
+    auto tile_at = [&](int index) { return p.union_tiles[n_tiles - 1 - index]; };
+    int index = blockIdx.x;
+    attend_tile tile = {}, next = {};
+    if (index < n_tiles) next = tile_at(index);
     for (; index < n_tiles; n++) {
-        attend_tile tile = p.union_tiles[index];
+        tile = next;
         index = take();
-        load_queries(sm, n, mq, p, tile);
-        const int2 *entries = p.union_entries + (int64_t)tile.place * p.entry_capacity;
-        for (int j = 0; j < tile.n_entries; j += 32) {
-            int2 mine = j + lane < tile.n_entries ? entries[j + lane] : make_int2(0, 0);
-            int page = 0, row = 0;
-            if (kv.page_table) {
-                page = kv.page_table[tile.seq * kv.page_table_stride + mine.x];
-            } else {
-                row = kv.cu_seqlens_k[tile.seq] + mine.x * TILE_KEYS;
-            }
-            for (int i = 0; i < min(32, tile.n_entries - j); i++, block++) {
-                int2 entry = {__shfl_sync(~0u, mine.x, i), __shfl_sync(~0u, mine.y, i)};
-                int at_row = __shfl_sync(~0u, row, i), at_page = __shfl_sync(~0u, page, i);
-                if (lane == 0) load_block(sm, block, mk, mv, entry, at_row, tile.head, at_page);
-                __syncwarp();
-            }
+        if (index < n_tiles) next = tile_at(index); /* arrives while this tile is issued */
+        const attend_entry *entries = p.union_entries + (int64_t)tile.place * p.entry_capacity;
+        attend_entry mine = {};
+        if (lane < tile.n_entries) mine = entries[lane];
+        if (lane == 0 && tile.n_entries == 0) load_queries(sm, n, mq, p, tile);
+        for (int j = 0; j < tile.n_entries; j++, block++) {
+            if (j > 0 && j % 32 == 0 && j + lane < tile.n_entries) mine = entries[j + lane];
+            attend_entry entry = {
+                __shfl_sync(~0u, mine.block, j % 32), __shfl_sync(~0u, mine.tokens, j % 32),
+                __shfl_sync(~0u, mine.row, j % 32), __shfl_sync(~0u, mine.page, j % 32)};
+            if (lane == 0) load_block(sm, block, mk, mv, entry, tile.head);
+            /* After as many blocks as fit while the consumers still read the queries before. */
+            if (lane == 0 && j == min(2, tile.n_entries) - 1) load_queries(sm, n, mq, p, tile);
+            __syncwarp();
         }
     }
-    attend_tile end = {};
-    end.n_entries = -1;
-    load_queries(sm, n, mq, p, end);
-    if (FP8 && lane == 0) {
-        mbarrier_wait(smem_u32(&sm.raw_empty[0]), (block & 1) ^ 1);
-        sm.raw_entry = make_int2(0, 0);
-        mbarrier_arrive(smem_u32(&sm.raw_full[0]));
+    if (lane != 0) return;
+    tile.n_entries = -1;
+    load_queries(sm, n, mq, p, tile);
+    if (FP8) {
+        int stage = block % Smem<D, FP8>::RAW_STAGES;
+        mbarrier_wait(smem_u32(&sm.raw_k_empty[stage]),
+                      ((block / Smem<D, FP8>::RAW_STAGES) & 1) ^ 1);
+        sm.raw_entry[stage].tokens = 0;
+        mbarrier_arrive(smem_u32(&sm.raw_k_full[stage]));
     }
 }
 
-/* fp8 only: warps 9 to 11 turn the raw tiles into bf16 stages. */
+/* fp8 only: one raw tile into a stage; the caller has waited for both. */
+template <int D>
+__device__ __forceinline__ void widen_stage(const unsigned char *from, unsigned char *to,
+                                            uint64_t *full, uint64_t *raw_empty, int thread)
+{
+    widen_tile<D>(from, to, thread, 32 * WIDEN_WARPS);
+    fence_proxy_async();
+    __syncwarp();
+    if (thread % 32 == 0) {
+        mbarrier_arrive(smem_u32(full));
+        mbarrier_arrive(smem_u32(raw_empty));
+    }
+}
+/* fp8 only: warps 9 to 11. */
 template <int D, int FP8> __device__ __forceinline__ void widener(Smem<D, FP8> &sm)
 {
+    constexpr int STAGES = Smem<D, FP8>::STAGES, RAW = Smem<D, FP8>::RAW_STAGES;
     int thread = threadIdx.x - (THREADS - 32 * WIDEN_WARPS);
     for (int n = 0;; n++) {
+        int raw = n % RAW, raw_parity = (n / RAW) & 1;
         int stage = n % STAGES, empty_parity = ((n / STAGES) & 1) ^ 1;
-        mbarrier_wait(smem_u32(&sm.raw_full[0]), n & 1);
-        int2 entry = sm.raw_entry;
-        if (entry.y == 0) break;
-        for (int lane = 0; lane < 2; lane++) { /* keys, values */
-            if (lane == 1) mbarrier_wait(smem_u32(&sm.raw_full[1]), n & 1);
-            mbarrier_wait(smem_u32(lane ? &sm.v_empty[stage] : &sm.k_empty[stage]), empty_parity);
-            widen_tile<D>(sm.raw[lane], lane ? sm.v[stage] : sm.k[stage], thread, 32 * WIDEN_WARPS);
-            if (lane == 0 && thread == 0) sm.entry[stage] = entry;
-            fence_proxy_async();
-            __syncwarp();
-            if (thread % 32 == 0) {
-                mbarrier_arrive(smem_u32(lane ? &sm.v_full[stage] : &sm.k_full[stage]));
-                mbarrier_arrive(smem_u32(&sm.raw_empty[lane]));
-            }
-        }
+        mbarrier_wait(smem_u32(&sm.raw_k_full[raw]), raw_parity);
+        attend_entry entry = sm.raw_entry[raw];
+        if (entry.tokens == 0) break;
+        mbarrier_wait(smem_u32(&sm.k_empty[stage]), empty_parity);
+        if (thread == 0) sm.entry[stage] = entry;
+        widen_stage<D>(sm.raw_k[raw], sm.k[stage], &sm.k_full[stage], &sm.raw_k_empty[raw], thread);
+        mbarrier_wait(smem_u32(&sm.raw_v_full[raw]), raw_parity);
+        mbarrier_wait(smem_u32(&sm.v_empty[stage]), empty_parity);
+        widen_stage<D>(sm.raw_v[raw], sm.v[stage], &sm.v_full[stage], &sm.raw_v_empty[raw], thread);
     }
 }
 
-/* O and LSE of a warpgroup's 64 rows; the query slot has been read for the last time. */
+/* O and LSE of one of a thread's two rows; its numbers of O are those of `first` and first + 1 of
+ * every four. */
 template <int D>
-__device__ __forceinline__ void write_rows(const attend_piece &p, const attend_tile &tile, int wg,
-                                           unsigned char *staging, float (&o)[D / 2], RowPair &rows)
+__device__ __forceinline__ void write_row(const attend_piece &p, const attend_tile &tile, int row,
+                                          const float (&o)[D / 2], int first, float max, float sum)
 {
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, head_mask = (1 << p.heads_log2) - 1;
-    int first_token = tile.token0 + (wg * 64 >> p.heads_log2);
+    int lane = threadIdx.x % 32, h = row & ((1 << p.heads_log2) - 1);
+    int token = tile.token0 + (row >> p.heads_log2);
+    if (token < tile.begin || token >= tile.end || h >= p.group) return;
     const msa_tensor &out = p.args.out, &lse = p.args.lse;
-    total_sums(rows);
-    unsigned char *base = staging + warp * 16 * D * 2;
-    stage_output<D>(smem_u32(base), o, normaliser(rows.sum0, p.args.kv.v_scale),
-                    normaliser(rows.sum1, p.args.kv.v_scale), head_mask);
-    __syncwarp();
+    int64_t head = (int64_t)tile.head * p.group + h;
+    __nv_bfloat16 *to = (__nv_bfloat16 *)out.data + (p.first_token + token) * out.stride[0] +
+                        head * out.stride[1] + lane % 4 * 2;
+    float factor = normaliser(sum, p.args.kv.v_scale);
 #pragma unroll
-    for (int i = lane; i < 16 * (D / 8); i += 32) {
-        int row = i / (D / 8), c = i % (D / 8), h = row & head_mask;
-        int token = first_token + ((warp * 16 + row) >> p.heads_log2);
-        if (token < tile.begin || token >= tile.end || h >= p.group) continue;
-        __nv_bfloat16 *to = (__nv_bfloat16 *)out.data + (p.first_token + token) * out.stride[0] +
-                            (int64_t)(tile.head * p.group + h) * out.stride[1] + c * 8;
-        *(uint4 *)to = *(const uint4 *)(base + output_chunk<D>(row, c, head_mask));
-    }
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        int row = warp * 16 + lane / 4 + 8 * i, h = row & head_mask;
-        int token = first_token + (row >> p.heads_log2);
-        if (!lse.data || lane % 4 != 0 || token < tile.begin || token >= tile.end || h >= p.group)
-            continue;
-        ((float *)lse.data)[(p.first_token + token) * lse.stride[0] +
-                            (tile.head * p.group + h) * lse.stride[1]] =
-            lse_log2(i ? rows.max1 : rows.max0, i ? rows.sum1 : rows.sum0, p.scale_log2) * LN2;
-    }
-    fence_proxy_async(); /* the slot goes back to the copy engine */
+    for (int i = 0; i < D / 8; i++)
+        *(uint32_t *)(to + 8 * i) =
+            pack_bf16(o[4 * i + first] * factor, o[4 * i + first + 1] * factor);
+    if (lse.data && lane % 4 == 0)
+        ((float *)lse.data)[(p.first_token + token) * lse.stride[0] + head * lse.stride[1]] =
+            lse_log2(max, sum, p.scale_log2) * LN2;
 }
 
 /* O times the factors of its rows, where any lane of the warp needs it. */
@@ -184,52 +183,98 @@ template <int N> __device__ __forceinline__ void rescale(float (&o)[N], float2 f
     for (int i = 0; i < N; i++) o[i] *= i & 2 ? factor.y : factor.x;
 }
 
+/* The last key of a block that each of a thread's two rows sees; -1: it did not select the block.
+ */
+struct Sight {
+    int last0, last1;
+};
+
 template <int D, int FP8>
 __device__ __forceinline__ void consumer(Smem<D, FP8> &sm, const attend_piece &p, int wg)
 {
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+    constexpr int STAGES = Smem<D, FP8>::STAGES;
+    int lane = threadIdx.x % 32, row0 = threadIdx.x / 32 * 16 + lane / 4, row1 = row0 + 8;
     int tokens = 64 >> p.heads_log2; /* of this warpgroup */
-    int token0 = wg * tokens + ((warp * 16 + lane / 4) >> p.heads_log2);
-    int token1 = wg * tokens + ((warp * 16 + lane / 4 + 8) >> p.heads_log2);
+    int token0 = row0 >> p.heads_log2, token1 = row1 >> p.heads_log2;
     unsigned own = (unsigned)((1ull << tokens) - 1) << (wg * tokens);
     float s[64], o[D / 2];
+    uint32_t weights[32];
+    RowPair rows;
+    /* Block n: its values have come; those no row sees are cleared. */
+    auto await_values = [&](int n, int n_valid) {
+        mbarrier_wait(smem_u32(&sm.v_full[n % STAGES]), (n / STAGES) & 1);
+        if (n_valid < TILE_KEYS) clear_values<D>(sm.v[n % STAGES], n_valid);
+    };
+    auto release = [&](uint64_t *empty) {
+        if (lane == 0) mbarrier_arrive(smem_u32(empty));
+    };
     for (int n = 0, block = 0;; n++) {
-        int slot = n % QUERY_SLOTS;
-        mbarrier_wait(smem_u32(&sm.q_full[slot]), (n / QUERY_SLOTS) & 1);
-        attend_tile tile = sm.tile[slot];
+        mbarrier_wait(smem_u32(&sm.q_full[wg]), n & 1);
+        attend_tile tile = sm.tile[wg];
         if (tile.n_entries < 0) break;
-        RowPair rows = {-INFINITY, -INFINITY, 0, 0};
+        uint32_t queries = smem_u32(sm.q[wg]);
+        rows = {-INFINITY, -INFINITY, 0, 0};
 #pragma unroll
         for (int i = 0; i < D / 2; i++) o[i] = 0;
+        bool pending = false; /* weights of the block before wait for their values */
+        int pending_valid = 0;
         for (int j = 0; j < tile.n_entries; j++, block++) {
-            int stage = block % STAGES, parity = (block / STAGES) & 1;
-            mbarrier_wait(smem_u32(&sm.k_full[stage]), parity);
-            int2 entry = sm.entry[stage];
-            bool visit = (unsigned)entry.y & own;
-            if (visit) multiply_keys<D>(s, smem_u32(sm.q[slot][wg]), smem_u32(sm.k[stage]));
-            if (lane == 0) mbarrier_arrive(smem_u32(&sm.k_empty[stage]));
+            int stage = block % STAGES;
+            mbarrier_wait(smem_u32(&sm.k_full[stage]), (block / STAGES) & 1);
+            int2 entry = make_int2(sm.entry[stage].block, (int)sm.entry[stage].tokens);
             int first = tile.position0 - entry.x * TILE_KEYS; /* last key that token 0 sees */
-            uint32_t weights[32];
-            if (visit) {
-                int last0 = entry.y >> token0 & 1 ? first + token0 : -1;
-                int last1 = entry.y >> token1 & 1 ? first + token1 : -1;
-                float2 factor = softmax_tile(s, weights, rows, last0, last1, p.scale_log2);
-                rescale(o, factor);
-            }
-            mbarrier_wait(smem_u32(&sm.v_full[stage]), parity);
-            int n_valid = first + 32 - __clz(entry.y); /* keys that the last member sees */
-            if (n_valid < TILE_KEYS) clear_values<D>(sm.v[stage], n_valid);
-            if (visit) {
-                multiply_values(o, weights, smem_u32(sm.v[stage]), 1);
+            int n_valid = first + 32 - __clz(entry.y);        /* keys the last member sees */
+            if (pending) await_values(block - 1, pending_valid);
+            bool visit = (unsigned)entry.y & own;
+            Sight sight = {entry.y >> token0 & 1 ? first + token0 : -1,
+                           entry.y >> token1 & 1 ? first + token1 : -1};
+            if (visit && pending) { /* the products of both blocks, softmax under the second */
+                multiply_keys<D>(s, queries, smem_u32(sm.k[stage]));
+                multiply_values(o, weights, smem_u32(sm.v[(block - 1) % STAGES]), 1);
+                wgmma_wait<1>();
+                pin(s);
+                release(&sm.k_empty[stage]);
+                float2 factor = softmax_tile(s, rows, sight.last0, sight.last1, p.scale_log2);
                 wgmma_wait<0>();
                 pin(o);
+                release(&sm.v_empty[(block - 1) % STAGES]);
+                rescale(o, factor);
+                pack_weights(weights, s);
+            } else if (visit) {
+                multiply_keys<D>(s, queries, smem_u32(sm.k[stage]));
+                wgmma_wait<0>();
+                pin(s);
+                release(&sm.k_empty[stage]);
+                float2 factor = softmax_tile(s, rows, sight.last0, sight.last1, p.scale_log2);
+                rescale(o, factor);
+                pack_weights(weights, s);
+            } else {
+                release(&sm.k_empty[stage]);
+                if (pending) {
+                    multiply_values(o, weights, smem_u32(sm.v[(block - 1) % STAGES]), 1);
+                    wgmma_wait<0>();
+                    pin(o);
+                    release(&sm.v_empty[(block - 1) % STAGES]);
+                }
+                await_values(block, n_valid);
+                release(&sm.v_empty[stage]);
             }
-            if (lane == 0) mbarrier_arrive(smem_u32(&sm.v_empty[stage]));
+            pending = visit;
+            pending_valid = n_valid;
         }
-        named_barrier_sync(1 + wg, 128); /* all four warps have read the queries */
-        write_rows<D>(p, tile, wg, sm.q[slot][wg], o, rows);
         __syncwarp();
-        if (lane == 0) mbarrier_arrive(smem_u32(&sm.q_empty[slot]));
+        release(&sm.q_empty[wg]);
+        if (pending) {
+            await_values(block - 1, pending_valid);
+            multiply_values(o, weights, smem_u32(sm.v[(block - 1) % STAGES]), 1);
+            wgmma_wait<0>();
+            pin(o);
+            release(&sm.v_empty[(block - 1) % STAGES]);
+        }
+        total_sums(rows);
+        write_row<D>(p, tile, row0, o, 0, rows.max0, rows.sum0);
+        write_row<D>(p, tile, row1, o, 2, rows.max1, rows.sum1);
+        __syncwarp();
     }
 }
 
@@ -241,22 +286,30 @@ __global__ void __launch_bounds__(THREADS, 1)
                         const __grid_constant__ attend_piece p)
 {
     extern __shared__ unsigned char raw[];
-    if (p.cursors->n_union_tiles == 0) return;
     Smem<D, FP8> &sm = *(Smem<D, FP8> *)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
     if (threadIdx.x == 0) {
         for (int i = 0; i < 2; i++) {
             mbarrier_init(smem_u32(&sm.q_full[i]), 1);
-            mbarrier_init(smem_u32(&sm.q_empty[i]), CONSUMER_WARPS);
+            mbarrier_init(smem_u32(&sm.q_empty[i]), CONSUMER_WARPS / 2);
+        }
+        for (int i = 0; i < Smem<D, FP8>::STAGES; i++) {
             mbarrier_init(smem_u32(&sm.k_full[i]), FP8 ? WIDEN_WARPS : 1);
             mbarrier_init(smem_u32(&sm.v_full[i]), FP8 ? WIDEN_WARPS : 1);
             mbarrier_init(smem_u32(&sm.k_empty[i]), CONSUMER_WARPS);
             mbarrier_init(smem_u32(&sm.v_empty[i]), CONSUMER_WARPS);
-            mbarrier_init(smem_u32(&sm.raw_full[i]), 1);
-            mbarrier_init(smem_u32(&sm.raw_empty[i]), WIDEN_WARPS);
+        }
+        for (int i = 0; i < Smem<D, FP8>::RAW_STAGES; i++) {
+            mbarrier_init(smem_u32(&sm.raw_k_full[i]), 1);
+            mbarrier_init(smem_u32(&sm.raw_v_full[i]), 1);
+            mbarrier_init(smem_u32(&sm.raw_k_empty[i]), WIDEN_WARPS);
+            mbarrier_init(smem_u32(&sm.raw_v_empty[i]), WIDEN_WARPS);
         }
         fence_mbarrier_init();
     }
     __syncthreads();
+    wait_prior_grid(); /* the index */
+    launch_dependents();
+    if (p.cursors->n_union_tiles == 0) return;
     if (threadIdx.x >= 256) {
         setmaxnreg_dec<56>();
         if (threadIdx.x / 32 == 8) loader(sm, &mq, &mk, &mv, p);
@@ -273,13 +326,9 @@ template <int D, int FP8> static msa_status launch(msa_context *ctx, const atten
     MSA_TRY(cuda_attend_query_map(ctx, piece, 64 >> piece->heads_log2, &mq));
     MSA_TRY(cuda_attend_lane_map(ctx, piece, &piece->args.kv.k, &mk));
     MSA_TRY(cuda_attend_lane_map(ctx, piece, &piece->args.kv.v, &mv));
-    int bytes = sizeof(Smem<D, FP8>) + 1024;
-    MSA_CUDA_TRY("attend",
-                 cudaFuncSetAttribute(attend_union_kernel<D, FP8>,
-                                      cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-    attend_union_kernel<D, FP8>
-        <<<cuda_state(ctx)->n_sms, THREADS, bytes, cuda_stream(ctx)>>>(mq, mk, mv, *piece);
-    return cuda_launched("attend");
+    void *arguments[] = {&mq, &mk, &mv, (void *)piece};
+    return cuda_attend_launch(ctx, (const void *)attend_union_kernel<D, FP8>, THREADS,
+                              sizeof(Smem<D, FP8>) + 1024, 1, arguments);
 }
 
 msa_status cuda_attend_union(msa_context *ctx, const attend_piece *piece)
