@@ -8,7 +8,6 @@
 #include "backend/cuda/ptx.cuh"
 
 constexpr int THREADS = 128, CTAS_PER_SM = 16;
-constexpr int BATCH = 8; /* partials in flight before the weights are known */
 constexpr float LN2 = 0.6931471805599453f;
 
 __device__ __forceinline__ void add_scaled(float (&sum)[8], uint4 x, float weight)
@@ -31,21 +30,13 @@ __device__ __forceinline__ void combine_chunk(const attend_piece &p, int64_t tok
     int64_t step = (int64_t)D / 8 << p.heads_log2; /* chunks of a partial */
     const uint4 *chunk = (const uint4 *)p.partial + place * step + h * (D / 8) + (c ^ (h & 7));
     float max = -INFINITY, total = 0, sum[8] = {};
-    uint4 x[BATCH];
-    for (int j0 = 0; j0 < n; j0 += BATCH) {
-#pragma unroll
-        for (int j = 0; j < BATCH; j++)
-            if (j0 + j < n) x[j] = __ldcs(chunk + (j0 + j) * step);
-        if (j0 == 0)
-            for (int j = 0; j < n; j++) max = fmaxf(max, lse[j << p.heads_log2]);
-        float base = max == -INFINITY ? 0 : max;
-#pragma unroll
-        for (int j = 0; j < BATCH; j++) {
-            if (j0 + j >= n) break;
-            float weight = exp2f(lse[(j0 + j) << p.heads_log2] - base);
-            total += weight;
-            add_scaled(sum, x[j], weight);
-        }
+    for (int j = 0; j < n; j++) max = fmaxf(max, lse[j << p.heads_log2]);
+    float base = max == -INFINITY ? 0 : max;
+#pragma unroll 8
+    for (int j = 0; j < n; j++) {
+        float weight = exp2f(lse[j << p.heads_log2] - base);
+        total += weight;
+        add_scaled(sum, __ldcs(chunk + j * step), weight);
     }
     float factor = total == 0 ? 0 : 1 / total;
     __nv_bfloat162 out[4];

@@ -2,15 +2,14 @@
  *
  * Persistent CTAs of three warpgroups take items (up to 64 tokens of one block) from a counter.
  * Warp 8 loads the block's keys and values and gathers the tokens' queries into tiles of 64 rows;
- * with an fp8 cache warps 9 to 11 widen the block to bf16. Two consumer warpgroups take the tiles
+ * with an fp8 cache warps 9 to 15 widen the block to bf16. Two consumer warpgroups take the tiles
  * in turn: S = Q K^T, softmax, O = P V. The normalised partial in bf16 and its log2-sum-exp go to
  * the fixed place (token, group, slot), so that the order of items and lists does not matter.
  */
 #include "backend/cuda/attend_prefill.h"
 #include "backend/cuda/attend_tile.cuh"
 
-constexpr int THREADS = 384, KV_STAGES = 2; /* even: see mbarrier_wait */
-constexpr int CONSUMER_WARPS = 8, WIDEN_WARPS = 3;
+constexpr int KV_STAGES = 2; /* even: see mbarrier_wait */
 
 template <int D, int FP8> struct alignas(1024) Smem {
     static constexpr int SLOTS = FP8 ? 4 : 6; /* of queries; even */
@@ -114,10 +113,10 @@ __device__ __forceinline__ void loader(Smem<D, FP8> &sm, const CUtensorMap *mq,
     load_block(sm, n, mk, mv, p, item, 0);
 }
 
-/* fp8 only: warps 9 to 11 turn the raw block into a bf16 stage. */
+/* fp8 only: warps 9 to 15 turn the raw block into a bf16 stage. */
 template <int D, int FP8> __device__ __forceinline__ void widener(Smem<D, FP8> &sm)
 {
-    int thread = threadIdx.x - (THREADS - 32 * WIDEN_WARPS);
+    int thread = threadIdx.x - (32 * (CONSUMER_WARPS + 1));
     for (int n = 0;; n++) {
         int stage = n % KV_STAGES;
         mbarrier_wait(smem_u32(&sm.raw_full), n & 1);
@@ -222,7 +221,7 @@ __device__ __forceinline__ void consumer(Smem<D, FP8> &sm, const attend_piece &p
 }
 
 template <int D, int FP8>
-__global__ void __launch_bounds__(THREADS, 1)
+__global__ void __launch_bounds__(threads_of(FP8), 1)
     attend_gather_kernel(const __grid_constant__ CUtensorMap mq,
                          const __grid_constant__ CUtensorMap mk,
                          const __grid_constant__ CUtensorMap mv,
@@ -251,10 +250,10 @@ __global__ void __launch_bounds__(THREADS, 1)
     __syncthreads();
     if (threadIdx.x >= 256) {
         setmaxnreg_dec<56>();
-        if (threadIdx.x / 32 == 8) loader(sm, &mq, &mk, &mv, p);
-        if (FP8 && threadIdx.x / 32 > 8) widener(sm);
+        if (threadIdx.x / 32 == CONSUMER_WARPS) loader(sm, &mq, &mk, &mv, p);
+        if (FP8 && threadIdx.x / 32 > CONSUMER_WARPS) widener(sm);
     } else {
-        setmaxnreg_inc<224>();
+        setmaxnreg_inc<FP8 ? 200 : 224>();
         consumer(sm, p, threadIdx.x / 128);
     }
     wait_prior_grid(); /* the combine waits for this kernel only; the union kernel must be done too
@@ -268,7 +267,7 @@ template <int D, int FP8> static msa_status launch(msa_context *ctx, const atten
     MSA_TRY(cuda_attend_lane_map(ctx, piece, &piece->args.kv.k, &mk));
     MSA_TRY(cuda_attend_lane_map(ctx, piece, &piece->args.kv.v, &mv));
     void *arguments[] = {&mq, &mk, &mv, (void *)piece};
-    return cuda_attend_launch(ctx, (const void *)attend_gather_kernel<D, FP8>, THREADS,
+    return cuda_attend_launch(ctx, (const void *)attend_gather_kernel<D, FP8>, threads_of(FP8),
                               sizeof(Smem<D, FP8>) + 1024, 1, arguments);
 }
 

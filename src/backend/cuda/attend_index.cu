@@ -125,32 +125,22 @@ __device__ __forceinline__ int merge_rows(const attend_piece &p, const Place &at
     }
 }
 
-/* Every row entry takes a place in its block's list; lanes that hold the same block together. Four
- * counts are on their way at a time. */
+/* Every row entry takes a place in its block's list; lanes that hold the same block together. */
 __device__ __forceinline__ void count_entries(const attend_piece &p, const Place &at, int n)
 {
     int lane = threadIdx.x % 32;
-    const msa_kv_view &kv = p.args.kv;
     int32_t *ranks = p.ranks + ((int64_t)at.token * p.n_groups + at.tile.head) * p.topk;
-    long long bins = (long long)at.tile.head * p.n_units;
-    for (int k0 = 0; __any_sync(~0u, k0 < n); k0 += 4) {
-        unsigned peers[4];
-        int base[4];
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            int k = k0 + i, unit = k < n ? unit_of(p, at.tile.seq, at.row[k]) : -1;
-            peers[i] = __match_any_sync(~0u, k < n ? bins + unit : (long long)-1 - lane);
-            base[i] = 0;
-            if (k < n && lane == __ffs(peers[i]) - 1)
-                base[i] = atomicAdd(&p.counts[bins + unit], __popc(peers[i]));
-            if (k < n && !kv.page_table)
-                p.unit_rows[unit] = kv.cu_seqlens_k[at.tile.seq] + at.row[k] * PREFILL_BLOCK;
-        }
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            int first = __shfl_sync(~0u, base[i], __ffs(peers[i]) - 1);
-            if (k0 + i < n) ranks[k0 + i] = first + __popc(peers[i] & ((1u << lane) - 1));
-        }
+    int64_t bins = (int64_t)at.tile.head * p.n_units;
+    for (int k = 0; __any_sync(~0u, k < n); k++) {
+        unsigned active = __ballot_sync(~0u, k < n);
+        if (k >= n) continue;
+        int unit = unit_of(p, at.tile.seq, at.row[k]);
+        unsigned peers = __match_any_sync(active, bins + unit);
+        int leader = __ffs(peers) - 1, base = 0;
+        if (lane == leader) base = atomicAdd(&p.counts[bins + unit], __popc(peers));
+        ranks[k] = __shfl_sync(peers, base, leader) + __popc(peers & ((1u << lane) - 1));
+        if (!p.args.kv.page_table)
+            p.unit_rows[unit] = p.args.kv.cu_seqlens_k[at.tile.seq] + at.row[k] * PREFILL_BLOCK;
     }
 }
 
@@ -211,20 +201,11 @@ __device__ __forceinline__ void fill_lists(const attend_piece &p, const Place &a
 {
     int64_t row = (int64_t)at.token * p.n_groups + at.tile.head;
     int n = p.n_kept[row], position = at.tile.position0 + at.token - at.tile.token0;
-    for (int k0 = 0; k0 < n; k0 += 4) { /* four chains of loads before the stores */
-        int place[4], block[4];
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            int k = min(k0 + i, n - 1);
-            block[i] = at.row[k];
-            int64_t bin = (int64_t)at.tile.head * p.n_units + unit_of(p, at.tile.seq, block[i]);
-            place[i] = p.starts[bin] + p.ranks[row * p.topk + k];
-        }
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            int last = min(position - block[i] * PREFILL_BLOCK, PREFILL_BLOCK - 1);
-            if (k0 + i < n) p.list[place[i]] = at.token << 13 | (k0 + i) << 7 | last;
-        }
+    for (int k = 0; k < n; k++) {
+        int block = at.row[k];
+        int64_t bin = (int64_t)at.tile.head * p.n_units + unit_of(p, at.tile.seq, block);
+        int last = min(position - block * PREFILL_BLOCK, PREFILL_BLOCK - 1);
+        p.list[p.starts[bin] + p.ranks[row * p.topk + k]] = at.token << 13 | k << 7 | last;
     }
 }
 

@@ -13,6 +13,13 @@
 
 constexpr int TILE_ROWS = 64, TILE_KEYS = 128;
 
+/* Two warpgroups of consumers; warp 8 loads; with an fp8 cache warps 9 to 15 widen it. */
+constexpr int CONSUMER_WARPS = 8, WIDEN_WARPS = 7;
+constexpr int threads_of(int fp8)
+{
+    return fp8 ? 512 : 384;
+}
+
 template <int D> struct TileBytes {
     static constexpr int HALF_ROWS = TILE_ROWS * 128, HALF_KEYS = TILE_KEYS * 128;
     static constexpr int QUERIES = TILE_ROWS * D * 2; /* also a tile of O */

@@ -2,7 +2,7 @@
  *
  * Persistent CTAs of three warpgroups take union tiles (128 rows: 128 / G' tokens of one group)
  * from a counter. Warp 8 loads the tile's queries and, block after block, the keys and values of
- * the union; with an fp8 cache warps 9 to 11 widen them to bf16. Two consumer warpgroups own 64
+ * the union; with an fp8 cache warps 9 to 15 widen them to bf16. Two consumer warpgroups own 64
  * rows each and keep O in registers: S = Q K^T, online softmax (M13), O += P V. A block that no
  * token of a warpgroup selected is passed over; a row that did not select the block gets weight
  * zero, exactly. So a row sums its own blocks in ascending order, whatever its neighbours selected.
@@ -10,21 +10,20 @@
 #include "backend/cuda/attend_prefill.h"
 #include "backend/cuda/attend_tile.cuh"
 
-constexpr int THREADS = 384;
-constexpr int CONSUMER_WARPS = 8, WIDEN_WARPS = 3;
 constexpr float LN2 = 0.6931471805599453f;
 
 template <int D, int FP8> struct alignas(1024) Smem {
-    static constexpr int STAGES = FP8 ? 2 : 3, RAW_STAGES = FP8 ? 2 : 1;
+    static constexpr int QUERY_SLOTS = FP8 ? 1 : 2, RAW_STAGES = FP8 ? 2 : 1;
+    static constexpr int K_STAGES = FP8 ? 2 : 3, V_STAGES = 2;
     using Bytes = TileBytes<D>;
-    unsigned char q[2][Bytes::QUERIES]; /* of each warpgroup */
-    unsigned char k[STAGES][Bytes::KEYS], v[STAGES][Bytes::KEYS];
+    unsigned char q[QUERY_SLOTS][2][Bytes::QUERIES]; /* of each warpgroup */
+    unsigned char k[K_STAGES][Bytes::KEYS], v[V_STAGES][Bytes::KEYS];
     unsigned char raw_k[RAW_STAGES][FP8 ? Bytes::KEYS_FP8 : 16]; /* fp8 keys, values */
     unsigned char raw_v[RAW_STAGES][FP8 ? Bytes::KEYS_FP8 : 16];
-    attend_tile tile[2];                               /* n_entries < 0: no more work */
-    attend_entry entry[STAGES], raw_entry[RAW_STAGES]; /* no tokens: no more work */
-    uint64_t q_full[2], q_empty[2], k_full[STAGES], k_empty[STAGES], v_full[STAGES],
-        v_empty[STAGES];
+    attend_tile tile[QUERY_SLOTS][2];                    /* n_entries < 0: no more work */
+    attend_entry entry[K_STAGES], raw_entry[RAW_STAGES]; /* no tokens: no more work */
+    uint64_t q_full[QUERY_SLOTS][2], q_empty[QUERY_SLOTS][2];
+    uint64_t k_full[K_STAGES], k_empty[K_STAGES], v_full[V_STAGES], v_empty[V_STAGES];
     uint64_t raw_k_full[RAW_STAGES], raw_k_empty[RAW_STAGES];
     uint64_t raw_v_full[RAW_STAGES], raw_v_empty[RAW_STAGES];
 };
@@ -34,19 +33,21 @@ template <int D, int FP8>
 __device__ __forceinline__ void load_queries(Smem<D, FP8> &sm, int n, const CUtensorMap *mq,
                                              const attend_piece &p, const attend_tile &tile)
 {
-    int tokens = 64 >> p.heads_log2;
+    constexpr int SLOTS = Smem<D, FP8>::QUERY_SLOTS;
+    int tokens = 64 >> p.heads_log2, slot = n % SLOTS;
     for (int wg = 0; wg < 2; wg++) {
-        uint32_t bar = smem_u32(&sm.q_full[wg]);
-        mbarrier_wait(smem_u32(&sm.q_empty[wg]), (n & 1) ^ 1);
-        sm.tile[wg] = tile;
+        uint32_t bar = smem_u32(&sm.q_full[slot][wg]);
+        mbarrier_wait(smem_u32(&sm.q_empty[slot][wg]), ((n / SLOTS) & 1) ^ 1);
+        sm.tile[slot][wg] = tile;
         if (tile.n_entries < 0) {
             mbarrier_arrive(bar);
             continue;
         }
         mbarrier_arrive_expect_tx(bar, TileBytes<D>::QUERIES);
         for (int half = 0; half < D / 64; half++)
-            tma_load_3d(smem_u32(sm.q[wg]) + half * TileBytes<D>::HALF_ROWS, mq, bar, 64 * half,
-                        tile.head * p.group, (int)p.first_token + tile.token0 + wg * tokens);
+            tma_load_3d(smem_u32(sm.q[slot][wg]) + half * TileBytes<D>::HALF_ROWS, mq, bar,
+                        64 * half, tile.head * p.group,
+                        (int)p.first_token + tile.token0 + wg * tokens);
     }
 }
 
@@ -57,19 +58,20 @@ __device__ __forceinline__ void load_block(Smem<D, FP8> &sm, int n, const CUtens
                                            int head)
 {
     using Memory = Smem<D, FP8>;
-    constexpr int RING = FP8 ? Memory::RAW_STAGES : Memory::STAGES;
+    constexpr int K_RING = FP8 ? Memory::RAW_STAGES : Memory::K_STAGES;
+    constexpr int V_RING = FP8 ? Memory::RAW_STAGES : Memory::V_STAGES;
     constexpr int BYTES = FP8 ? TileBytes<D>::KEYS_FP8 : TileBytes<D>::KEYS;
-    int stage = n % RING, empty_parity = ((n / RING) & 1) ^ 1;
-    uint32_t k_bar = smem_u32(FP8 ? &sm.raw_k_full[stage] : &sm.k_full[stage]);
-    uint32_t v_bar = smem_u32(FP8 ? &sm.raw_v_full[stage] : &sm.v_full[stage]);
-    mbarrier_wait(smem_u32(FP8 ? &sm.raw_k_empty[stage] : &sm.k_empty[stage]), empty_parity);
-    (FP8 ? sm.raw_entry : sm.entry)[stage] = entry;
+    int k = n % K_RING, v = n % V_RING;
+    uint32_t k_bar = smem_u32(FP8 ? &sm.raw_k_full[k] : &sm.k_full[k]);
+    uint32_t v_bar = smem_u32(FP8 ? &sm.raw_v_full[v] : &sm.v_full[v]);
+    mbarrier_wait(smem_u32(FP8 ? &sm.raw_k_empty[k] : &sm.k_empty[k]), ((n / K_RING) & 1) ^ 1);
+    (FP8 ? sm.raw_entry : sm.entry)[k] = entry;
     mbarrier_arrive_expect_tx(k_bar, BYTES);
-    load_keys<D, FP8>(smem_u32(FP8 ? sm.raw_k[stage] : sm.k[stage]), mk, k_bar, entry.row, head,
+    load_keys<D, FP8>(smem_u32(FP8 ? sm.raw_k[k] : sm.k[k]), mk, k_bar, entry.row, head,
                       entry.page);
-    mbarrier_wait(smem_u32(FP8 ? &sm.raw_v_empty[stage] : &sm.v_empty[stage]), empty_parity);
+    mbarrier_wait(smem_u32(FP8 ? &sm.raw_v_empty[v] : &sm.v_empty[v]), ((n / V_RING) & 1) ^ 1);
     mbarrier_arrive_expect_tx(v_bar, BYTES);
-    load_keys<D, FP8>(smem_u32(FP8 ? sm.raw_v[stage] : sm.v[stage]), mv, v_bar, entry.row, head,
+    load_keys<D, FP8>(smem_u32(FP8 ? sm.raw_v[v] : sm.v[v]), mv, v_bar, entry.row, head,
                       entry.page);
 }
 
@@ -132,23 +134,24 @@ __device__ __forceinline__ void widen_stage(const unsigned char *from, unsigned 
         mbarrier_arrive(smem_u32(raw_empty));
     }
 }
-/* fp8 only: warps 9 to 11. */
+/* fp8 only: warps 9 to 15. */
 template <int D, int FP8> __device__ __forceinline__ void widener(Smem<D, FP8> &sm)
 {
-    constexpr int STAGES = Smem<D, FP8>::STAGES, RAW = Smem<D, FP8>::RAW_STAGES;
-    int thread = threadIdx.x - (THREADS - 32 * WIDEN_WARPS);
+    constexpr int K_STAGES = Smem<D, FP8>::K_STAGES, V_STAGES = Smem<D, FP8>::V_STAGES;
+    constexpr int RAW = Smem<D, FP8>::RAW_STAGES;
+    int thread = threadIdx.x - 32 * (CONSUMER_WARPS + 1);
     for (int n = 0;; n++) {
         int raw = n % RAW, raw_parity = (n / RAW) & 1;
-        int stage = n % STAGES, empty_parity = ((n / STAGES) & 1) ^ 1;
+        int k = n % K_STAGES, v = n % V_STAGES;
         mbarrier_wait(smem_u32(&sm.raw_k_full[raw]), raw_parity);
         attend_entry entry = sm.raw_entry[raw];
         if (entry.tokens == 0) break;
-        mbarrier_wait(smem_u32(&sm.k_empty[stage]), empty_parity);
-        if (thread == 0) sm.entry[stage] = entry;
-        widen_stage<D>(sm.raw_k[raw], sm.k[stage], &sm.k_full[stage], &sm.raw_k_empty[raw], thread);
+        mbarrier_wait(smem_u32(&sm.k_empty[k]), ((n / K_STAGES) & 1) ^ 1);
+        if (thread == 0) sm.entry[k] = entry;
+        widen_stage<D>(sm.raw_k[raw], sm.k[k], &sm.k_full[k], &sm.raw_k_empty[raw], thread);
         mbarrier_wait(smem_u32(&sm.raw_v_full[raw]), raw_parity);
-        mbarrier_wait(smem_u32(&sm.v_empty[stage]), empty_parity);
-        widen_stage<D>(sm.raw_v[raw], sm.v[stage], &sm.v_full[stage], &sm.raw_v_empty[raw], thread);
+        mbarrier_wait(smem_u32(&sm.v_empty[v]), ((n / V_STAGES) & 1) ^ 1);
+        widen_stage<D>(sm.raw_v[raw], sm.v[v], &sm.v_full[v], &sm.raw_v_empty[raw], thread);
     }
 }
 
@@ -192,7 +195,8 @@ struct Sight {
 template <int D, int FP8>
 __device__ __forceinline__ void consumer(Smem<D, FP8> &sm, const attend_piece &p, int wg)
 {
-    constexpr int STAGES = Smem<D, FP8>::STAGES;
+    constexpr int K_STAGES = Smem<D, FP8>::K_STAGES, V_STAGES = Smem<D, FP8>::V_STAGES;
+    constexpr int SLOTS = Smem<D, FP8>::QUERY_SLOTS;
     int lane = threadIdx.x % 32, row0 = threadIdx.x / 32 * 16 + lane / 4, row1 = row0 + 8;
     int tokens = 64 >> p.heads_log2; /* of this warpgroup */
     int token0 = row0 >> p.heads_log2, token1 = row1 >> p.heads_log2;
@@ -202,25 +206,26 @@ __device__ __forceinline__ void consumer(Smem<D, FP8> &sm, const attend_piece &p
     RowPair rows;
     /* Block n: its values have come; those no row sees are cleared. */
     auto await_values = [&](int n, int n_valid) {
-        mbarrier_wait(smem_u32(&sm.v_full[n % STAGES]), (n / STAGES) & 1);
-        if (n_valid < TILE_KEYS) clear_values<D>(sm.v[n % STAGES], n_valid);
+        mbarrier_wait(smem_u32(&sm.v_full[n % V_STAGES]), (n / V_STAGES) & 1);
+        if (n_valid < TILE_KEYS) clear_values<D>(sm.v[n % V_STAGES], n_valid);
     };
     auto release = [&](uint64_t *empty) {
         if (lane == 0) mbarrier_arrive(smem_u32(empty));
     };
     for (int n = 0, block = 0;; n++) {
-        mbarrier_wait(smem_u32(&sm.q_full[wg]), n & 1);
-        attend_tile tile = sm.tile[wg];
+        int slot = n % SLOTS;
+        mbarrier_wait(smem_u32(&sm.q_full[slot][wg]), (n / SLOTS) & 1);
+        attend_tile tile = sm.tile[slot][wg];
         if (tile.n_entries < 0) break;
-        uint32_t queries = smem_u32(sm.q[wg]);
+        uint32_t queries = smem_u32(sm.q[slot][wg]);
         rows = {-INFINITY, -INFINITY, 0, 0};
 #pragma unroll
         for (int i = 0; i < D / 2; i++) o[i] = 0;
         bool pending = false; /* weights of the block before wait for their values */
         int pending_valid = 0;
         for (int j = 0; j < tile.n_entries; j++, block++) {
-            int stage = block % STAGES;
-            mbarrier_wait(smem_u32(&sm.k_full[stage]), (block / STAGES) & 1);
+            int stage = block % K_STAGES, before = (block - 1) % V_STAGES;
+            mbarrier_wait(smem_u32(&sm.k_full[stage]), (block / K_STAGES) & 1);
             int2 entry = make_int2(sm.entry[stage].block, (int)sm.entry[stage].tokens);
             int first = tile.position0 - entry.x * TILE_KEYS; /* last key that token 0 sees */
             int n_valid = first + 32 - __clz(entry.y);        /* keys the last member sees */
@@ -230,14 +235,14 @@ __device__ __forceinline__ void consumer(Smem<D, FP8> &sm, const attend_piece &p
                            entry.y >> token1 & 1 ? first + token1 : -1};
             if (visit && pending) { /* the products of both blocks, softmax under the second */
                 multiply_keys<D>(s, queries, smem_u32(sm.k[stage]));
-                multiply_values(o, weights, smem_u32(sm.v[(block - 1) % STAGES]), 1);
+                multiply_values(o, weights, smem_u32(sm.v[before]), 1);
                 wgmma_wait<1>();
                 pin(s);
                 release(&sm.k_empty[stage]);
                 float2 factor = softmax_tile(s, rows, sight.last0, sight.last1, p.scale_log2);
                 wgmma_wait<0>();
                 pin(o);
-                release(&sm.v_empty[(block - 1) % STAGES]);
+                release(&sm.v_empty[before]);
                 rescale(o, factor);
                 pack_weights(weights, s);
             } else if (visit) {
@@ -251,25 +256,25 @@ __device__ __forceinline__ void consumer(Smem<D, FP8> &sm, const attend_piece &p
             } else {
                 release(&sm.k_empty[stage]);
                 if (pending) {
-                    multiply_values(o, weights, smem_u32(sm.v[(block - 1) % STAGES]), 1);
+                    multiply_values(o, weights, smem_u32(sm.v[before]), 1);
                     wgmma_wait<0>();
                     pin(o);
-                    release(&sm.v_empty[(block - 1) % STAGES]);
+                    release(&sm.v_empty[before]);
                 }
                 await_values(block, n_valid);
-                release(&sm.v_empty[stage]);
+                release(&sm.v_empty[block % V_STAGES]);
             }
             pending = visit;
             pending_valid = n_valid;
         }
         __syncwarp();
-        release(&sm.q_empty[wg]);
+        release(&sm.q_empty[slot][wg]);
         if (pending) {
             await_values(block - 1, pending_valid);
-            multiply_values(o, weights, smem_u32(sm.v[(block - 1) % STAGES]), 1);
+            multiply_values(o, weights, smem_u32(sm.v[(block - 1) % V_STAGES]), 1);
             wgmma_wait<0>();
             pin(o);
-            release(&sm.v_empty[(block - 1) % STAGES]);
+            release(&sm.v_empty[(block - 1) % V_STAGES]);
         }
         total_sums(rows);
         write_row<D>(p, tile, row0, o, 0, rows.max0, rows.sum0);
@@ -279,7 +284,7 @@ __device__ __forceinline__ void consumer(Smem<D, FP8> &sm, const attend_piece &p
 }
 
 template <int D, int FP8>
-__global__ void __launch_bounds__(THREADS, 1)
+__global__ void __launch_bounds__(threads_of(FP8), 1)
     attend_union_kernel(const __grid_constant__ CUtensorMap mq,
                         const __grid_constant__ CUtensorMap mk,
                         const __grid_constant__ CUtensorMap mv,
@@ -288,14 +293,16 @@ __global__ void __launch_bounds__(THREADS, 1)
     extern __shared__ unsigned char raw[];
     Smem<D, FP8> &sm = *(Smem<D, FP8> *)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
     if (threadIdx.x == 0) {
-        for (int i = 0; i < 2; i++) {
-            mbarrier_init(smem_u32(&sm.q_full[i]), 1);
-            mbarrier_init(smem_u32(&sm.q_empty[i]), CONSUMER_WARPS / 2);
+        for (int i = 0; i < 2 * Smem<D, FP8>::QUERY_SLOTS; i++) {
+            mbarrier_init(smem_u32(&sm.q_full[i / 2][i % 2]), 1);
+            mbarrier_init(smem_u32(&sm.q_empty[i / 2][i % 2]), CONSUMER_WARPS / 2);
         }
-        for (int i = 0; i < Smem<D, FP8>::STAGES; i++) {
+        for (int i = 0; i < Smem<D, FP8>::K_STAGES; i++) {
             mbarrier_init(smem_u32(&sm.k_full[i]), FP8 ? WIDEN_WARPS : 1);
-            mbarrier_init(smem_u32(&sm.v_full[i]), FP8 ? WIDEN_WARPS : 1);
             mbarrier_init(smem_u32(&sm.k_empty[i]), CONSUMER_WARPS);
+        }
+        for (int i = 0; i < Smem<D, FP8>::V_STAGES; i++) {
+            mbarrier_init(smem_u32(&sm.v_full[i]), FP8 ? WIDEN_WARPS : 1);
             mbarrier_init(smem_u32(&sm.v_empty[i]), CONSUMER_WARPS);
         }
         for (int i = 0; i < Smem<D, FP8>::RAW_STAGES; i++) {
@@ -312,10 +319,10 @@ __global__ void __launch_bounds__(THREADS, 1)
     if (p.cursors->n_union_tiles == 0) return;
     if (threadIdx.x >= 256) {
         setmaxnreg_dec<56>();
-        if (threadIdx.x / 32 == 8) loader(sm, &mq, &mk, &mv, p);
-        if (FP8 && threadIdx.x / 32 > 8) widener(sm);
+        if (threadIdx.x / 32 == CONSUMER_WARPS) loader(sm, &mq, &mk, &mv, p);
+        if (FP8 && threadIdx.x / 32 > CONSUMER_WARPS) widener(sm);
     } else {
-        setmaxnreg_inc<224>();
+        setmaxnreg_inc<FP8 ? 200 : 224>();
         consumer(sm, p, threadIdx.x / 128);
     }
 }
@@ -327,7 +334,7 @@ template <int D, int FP8> static msa_status launch(msa_context *ctx, const atten
     MSA_TRY(cuda_attend_lane_map(ctx, piece, &piece->args.kv.k, &mk));
     MSA_TRY(cuda_attend_lane_map(ctx, piece, &piece->args.kv.v, &mv));
     void *arguments[] = {&mq, &mk, &mv, (void *)piece};
-    return cuda_attend_launch(ctx, (const void *)attend_union_kernel<D, FP8>, THREADS,
+    return cuda_attend_launch(ctx, (const void *)attend_union_kernel<D, FP8>, threads_of(FP8),
                               sizeof(Smem<D, FP8>) + 1024, 1, arguments);
 }
 
