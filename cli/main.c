@@ -22,6 +22,7 @@ extern const cli_command cli_cmd_bench_attention;
 extern const cli_command cli_cmd_bench_model;
 extern const cli_command cli_cmd_chat;
 extern const cli_command cli_cmd_doctor;
+extern const cli_command cli_cmd_eval;
 extern const cli_command cli_cmd_inspect;
 extern const cli_command cli_cmd_logits;
 extern const cli_command cli_cmd_make_model;
@@ -34,6 +35,7 @@ extern const cli_command cli_cmd_train_tokenizer;
 const cli_command *const cli_commands[] = {
     &cli_cmd_run,
     &cli_cmd_chat,
+    &cli_cmd_eval,
     &cli_cmd_inspect,
     &cli_cmd_make_model,
     &cli_cmd_logits,

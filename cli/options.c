@@ -48,7 +48,7 @@ static int32_t choice_index(const char *choices, const char *word)
     }
 }
 
-static int parse_count(const char *word, int64_t *value)
+int cli_parse_count(const char *word, int64_t *value)
 {
     char *end;
     errno = 0;
@@ -78,7 +78,7 @@ static int store(const cli_option *option, const char *word, void *values, char 
     double value = 0;
     switch (option->kind) {
     case CLI_COUNT:
-        if (parse_count(word, member)) {
+        if (cli_parse_count(word, member)) {
             value = (double)*(int64_t *)member;
             if (value >= option->min && value <= option->max) return 1;
         }

@@ -13,6 +13,9 @@
  */
 int cli_parse(const cli_command *command, int n_words, char **words, void *values);
 
+/* A whole number as a CLI_COUNT takes it: 64K = 65536. 0: the word is none. */
+int cli_parse_count(const char *word, int64_t *value);
+
 /* The known word nearest to a misspelt one, or NULL when none is near: "did you mean". */
 const char *cli_nearest(const char *word, const char *const *known);
 

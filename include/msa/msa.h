@@ -16,6 +16,7 @@
  * train.h      training, and what a selection captures
  * tasks.h      long-text tasks made from a seed
  * data.h       tokenizer training, token shards
+ * eval.h       scores on them, perplexity by position
  *
  * The first nine are libmsa (needs libc and libm only); the others are libmsa_engine.
  *
@@ -42,6 +43,7 @@
 #include "msa/convert.h"
 #include "msa/data.h"
 #include "msa/engine.h"
+#include "msa/eval.h"
 #include "msa/gradient.h"
 #include "msa/graph.h"
 #include "msa/layer.h"

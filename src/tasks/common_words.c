@@ -1,5 +1,6 @@
 /* Common words: a numbered list in which ten words stand often and the others seldom; which ten? A
- * short solved example comes first.
+ * short solved example comes first. Where there is no room the counts become small, then the
+ * example goes.
  *
  * The words are plain ones in short samples. A long list needs more words than there are, so its
  * words are pairs of nouns, the common ones too: nothing but their number tells them apart.
@@ -83,15 +84,17 @@ static void add_answer(const msa__task *task, const word_list *list, msa__string
 
 static void write_sample(const msa__task *task, int64_t n_units, msa__draft *draft)
 {
-    int is_long = task->length >= LONG_LENGTH;
+    int is_long = task->length >= LONG_LENGTH && task->style == 0;
     word_list example = {0, is_long ? 30 : 10, is_long ? 10 : 3, is_long ? 3 : 1,
                          MSA__STREAM_EXAMPLE};
     word_list list = {(uint64_t)(N_COMMON + example.n_others), (int32_t)n_units, is_long ? 30 : 6,
                       is_long ? 3 : 1, MSA__STREAM_SHUFFLE};
-    add_list(task, &example, draft);
-    add_prefix(&draft->prompt);
-    add_answer(task, &example, &draft->prompt);
-    msa__string_print(&draft->prompt, "\n\n");
+    if (task->style < 2) {
+        add_list(task, &example, draft);
+        add_prefix(&draft->prompt);
+        add_answer(task, &example, &draft->prompt);
+        msa__string_print(&draft->prompt, "\n\n");
+    }
     add_list(task, &list, draft);
     add_prefix(&draft->prefix);
     add_answer(task, &list, &draft->answer);
@@ -106,4 +109,4 @@ static int64_t max_units(const msa__task *task)
     return (int64_t)n_words(task) - 2 * N_COMMON - 30;
 }
 
-const msa__family msa__common_words = {0, max_units, write_sample};
+const msa__family msa__common_words = {3, 0, max_units, write_sample};

@@ -72,4 +72,4 @@ static int64_t max_units(const msa__task *task)
     return task->length + MIN_UNITS; /* an entry is a token at least */
 }
 
-const msa__family msa__frequent_words = {MIN_UNITS, max_units, write_sample};
+const msa__family msa__frequent_words = {1, MIN_UNITS, max_units, write_sample};

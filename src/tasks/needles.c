@@ -60,4 +60,4 @@ static void write_sample(const msa__task *task, int64_t n_units, msa__draft *dra
     msa__string_print(&draft->answer, ".");
 }
 
-const msa__family msa__needles = {0, msa__haystack_max_units, write_sample};
+const msa__family msa__needles = {1, 0, msa__haystack_max_units, write_sample};

@@ -22,4 +22,4 @@ static void write_sample(const msa__task *task, int64_t n_units, msa__draft *dra
     msa__string_print(&draft->answer, " %s.", key);
 }
 
-const msa__family msa__passkey = {0, msa__haystack_max_units, write_sample};
+const msa__family msa__passkey = {1, 0, msa__haystack_max_units, write_sample};

@@ -131,7 +131,7 @@ static msa_status pack(const msa__draft *draft, msa_task_sample *sample)
 }
 
 /* The draft is too large for some threads' stacks. */
-static msa_status make(msa_task_sample *sample, const msa_task_args *args, const msa__task *task)
+static msa_status make(msa_task_sample *sample, const msa_task_args *args, msa__task *task)
 {
     msa__draft *draft = calloc(1, sizeof(*draft));
     if (!draft) return MSA_FAIL(MSA_ENOMEM, "task: no memory for a sample");

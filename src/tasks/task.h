@@ -12,6 +12,8 @@
 typedef struct msa__task msa__task;
 
 typedef struct msa__family {
+    int32_t n_styles; /* ways to write a sample, each shorter than the one before: the first that
+                         fits the length is taken */
     int64_t min_units;
     int64_t (*max_units)(const msa__task *task);
     /* Add to a cleared draft; failures are in the draft. */
@@ -36,14 +38,15 @@ extern const msa__task_preset msa__task_table[]; /* ends with a zero row */
 struct msa__task {
     msa__task_preset preset;
     int64_t length;
+    int32_t style;    /* 0..family->n_styles-1 */
     const char *text; /* filler; NULL: made-up sentences */
     size_t text_bytes;
     msa__draws draws;
 };
 
-/* Grow the haystack until prompt + prefix + allowance fill the task's length; the draft is the
- * result. The allowance is at least what the answer takes. */
-msa_status msa__task_fill(const msa__task *task, const msa_task_args *args, msa__draft *draft,
+/* Choose the style, then grow the haystack until prompt + prefix + allowance fill the task's
+ * length; the draft is the result. The allowance is at least what the answer takes. */
+msa_status msa__task_fill(msa__task *task, const msa_task_args *args, msa__draft *draft,
                           int32_t *answer_tokens, int64_t *prompt_tokens);
 
 #endif

@@ -11,7 +11,7 @@
 #include <stdlib.h>
 
 typedef struct search {
-    const msa__task *task;
+    msa__task *task;
     const msa_task_args *args;
     msa__draft *draft;
     msa__string whole;         /* prompt + prefix */
@@ -40,8 +40,8 @@ static msa_status count_units(search *s, int64_t n_units, int64_t *tokens)
     return s->args->count_tokens(s->args->count_user, s->whole.bytes, s->whole.n, tokens);
 }
 
-/* The smallest sample: its answer decides the allowance, which no haystack changes. */
-static msa_status begin(search *s, int32_t *answer_tokens)
+/* The smallest sample in a style; its answer decides the allowance, which no haystack changes. */
+static msa_status measure(search *s, int32_t *answer_tokens)
 {
     int64_t needed;
     const msa__task_preset *preset = &s->task->preset;
@@ -52,13 +52,21 @@ static msa_status begin(search *s, int32_t *answer_tokens)
                                   &needed));
     *answer_tokens = preset->answer_tokens > needed ? preset->answer_tokens : (int32_t)needed;
     s->budget = s->args->length - *answer_tokens;
-    if (s->base_tokens > s->budget) {
-        return MSA_FAIL(MSA_EINVAL, "task: length = %lld, %s needs %lld tokens at least",
-                        (long long)s->args->length, preset->name,
-                        (long long)(s->base_tokens + *answer_tokens));
-    }
-    s->over = preset->family->max_units(s->task) + 1;
     return MSA_OK;
+}
+
+static msa_status begin(search *s, int32_t *answer_tokens)
+{
+    const msa__task_preset *preset = &s->task->preset;
+    for (s->task->style = 0; s->task->style < preset->family->n_styles; s->task->style++) {
+        MSA_TRY(measure(s, answer_tokens));
+        if (s->base_tokens > s->budget) continue;
+        s->over = preset->family->max_units(s->task) + 1;
+        return MSA_OK;
+    }
+    return MSA_FAIL(MSA_EINVAL, "task: length = %lld, %s needs %lld tokens at least",
+                    (long long)s->args->length, preset->name,
+                    (long long)(s->base_tokens + *answer_tokens));
 }
 
 static int64_t guess(const search *s, int bold)
@@ -93,7 +101,7 @@ static msa_status run(search *s)
     return written == s->fits ? MSA_OK : write_units(s, s->fits);
 }
 
-msa_status msa__task_fill(const msa__task *task, const msa_task_args *args, msa__draft *draft,
+msa_status msa__task_fill(msa__task *task, const msa_task_args *args, msa__draft *draft,
                           int32_t *answer_tokens, int64_t *prompt_tokens)
 {
     search s = {.task = task, .args = args, .draft = draft};

@@ -1,5 +1,6 @@
 /* Variable tracking: VAR ABCDE = 48213, VAR FGHIJ = VAR ABCDE, … scattered in order over filler;
- * which variables have the value? A short solved example comes first. */
+ * which variables have the value? A short solved example comes first where there is
+ * room for it. */
 #include "tasks/haystack.h"
 
 #include <stdio.h>
@@ -101,8 +102,10 @@ static void write_sample(const msa__task *task, int64_t n_units, msa__draft *dra
         needles[i].matters = 1;
         snprintf(msa__draft_reference(draft), MSA__REFERENCE_BYTES, "%s", c.names[i]);
     }
-    msa__string_print(&draft->prompt, "%s", intro);
-    add_example(task, &draft->prompt);
+    if (task->style == 0) {
+        msa__string_print(&draft->prompt, "%s", intro);
+        add_example(task, &draft->prompt);
+    }
     msa__string_print(&draft->prompt, "%s", intro);
     msa__haystack_write(task, n_units, needles, N_VARIABLES, draft);
     add_question(&draft->prompt, &c);
@@ -110,4 +113,4 @@ static void write_sample(const msa__task *task, int64_t n_units, msa__draft *dra
     add_answer(&draft->answer, &c);
 }
 
-const msa__family msa__variable_tracking = {0, msa__haystack_max_units, write_sample};
+const msa__family msa__variable_tracking = {2, 0, msa__haystack_max_units, write_sample};

@@ -126,7 +126,7 @@ static void test_keys_never_repeat(void **state)
  * deviations. In text the 40 steps include both ends. */
 static void check_spread(const char *task)
 {
-    enum { N = 1000 };
+    enum { N = 500 };
     int32_t tenths[10] = {0};
     double sum = 0;
     msa_task_args args = sample_args(task, 4000, 77);
