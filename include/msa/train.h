@@ -31,7 +31,7 @@ typedef struct msa_recall {
 typedef struct msa_recall_args {
     uint32_t struct_size;
     uint32_t flags;
-    const msa_model *model;
+    msa_model *model;
     const int32_t *tokens; /* [n_tokens] one sequence */
     int64_t n_tokens;
     msa_dtype dtype;    /* of activations, keys and index keys: f32 or bf16 */
@@ -58,9 +58,10 @@ typedef struct msa_trainer_args {
     uint32_t flags;
     const char *config_path; /* a JSON file; or */
     const char *config_text; /* the text itself, NUL-terminated; borrowed for the call */
-    int32_t
-        fresh; /* 1: do not go on from a checkpoint in the output folder, fail if there is one */
+    int32_t fresh;           /* 1: a new run, fail when the output folder has a checkpoint */
     int32_t reserved;
+    msa_progress_fn progress; /* of tokenizing text that is new, in bytes; may be NULL */
+    void *user;
 } msa_trainer_args;
 MSA_ARGS_INIT(msa_trainer_args)
 

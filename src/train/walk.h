@@ -39,6 +39,8 @@ typedef struct msa__walk_args {
     int64_t max_tokens; /* of a micro-batch */
 } msa__walk_args;
 
+typedef struct msa__walk msa__walk;
+
 /* What a walk does; may change between walks. */
 typedef struct msa__walk_mode {
     msa__phase phase;
@@ -47,6 +49,10 @@ typedef struct msa__walk_mode {
     int32_t measure_index;          /* 1: keep each row's KL in index_loss */
     float loss_weight;              /* of one token's cross-entropy */
     float index_weight;             /* of one row's KL */
+    /* Called on the way up when a layer is done and its state holds what it computed; may be NULL.
+     */
+    msa_status (*see)(void *user, msa__walk *walk, int32_t layer);
+    void *user;
 } msa__walk_mode;
 
 /* What a layer's backward pass needs; T rows each, A = activation dtype. */
@@ -71,7 +77,7 @@ typedef struct msa__walk_batch {
     int32_t n_tokens, n_seqs;
 } msa__walk_batch;
 
-typedef struct msa__walk {
+struct msa__walk {
     msa__walk_args args;
     msa__walk_mode mode;
     int32_t planning; /* 1: operators are planned, not run */
@@ -102,7 +108,7 @@ typedef struct msa__walk {
 
     void *memory, *host; /* the allocations behind all of the above */
     size_t memory_bytes, host_bytes;
-} msa__walk;
+};
 
 /* Plan and allocate. args' pointers are retained.
  * Errors    MSA_EUNSUPPORTED an attention kind, dtype or backend that does not train; MSA_ENOMEM,
@@ -130,10 +136,14 @@ static inline int32_t msa__walk_has_index(const msa__walk *w, int32_t layer)
            w->mode.phase != MSA__PHASE_DENSE;
 }
 
-/* 1 where the layer attends to selected blocks. */
-static inline int32_t msa__walk_selects(const msa__walk *w, int32_t layer)
+/* Blocks that a query of the layer attends to, at most; 0: the layer attends to keys, not blocks.
+ */
+static inline int64_t msa__walk_topk(const msa__walk *w, int32_t layer)
 {
-    return msa__walk_has_index(w, layer) && w->mode.phase == MSA__PHASE_SPARSE;
+    const msa__config *c = w->args.config;
+    int32_t kind = c->layers[layer].attention;
+    if (kind == MSA__ATTENTION_WINDOW_CONTROL) return c->window_blocks;
+    return kind == MSA__ATTENTION_MSA && w->mode.phase == MSA__PHASE_SPARSE ? c->topk_blocks : 0;
 }
 
 /* Plan an operator; run it too, unless planning. */
@@ -174,8 +184,17 @@ msa_status msa__walk_copy(const msa__walk *w, float *to, const float *from);
 /* One layer up: residual[layer] to residual[layer + 1]. */
 msa_status msa__walk_layer(msa__walk *w, int32_t layer);
 
-/* The reverse index of a layer's blocks, for KL and for attention's gradient. */
-msa_status msa__walk_reverse(msa__walk *w, const msa__layer_state *s, msa_reverse_index *out);
+/* Selection of a layer into its state. */
+msa_status msa__walk_select(msa__walk *w, const msa__layer_state *s);
+
+/* Attention over the keys of a window (0: all) into out [T, Hq, D] A and lse. */
+msa_status msa__walk_attend_keys(msa__walk *w, const msa__layer_state *s, int64_t window, void *out,
+                                 float *lse);
+
+/* A layer's blocks [T, Hkv, msa__walk_topk], and their reverse index for KL and for attention's
+ * gradient; absent where the layer has no blocks. */
+msa_tensor msa__walk_blocks(const msa__walk *w, int32_t layer);
+msa_status msa__walk_reverse(msa__walk *w, int32_t layer, msa_reverse_index *out);
 
 /* KL of one layer and the gradients of its index branch. */
 msa_status msa__walk_index(msa__walk *w, int32_t layer, const msa_reverse_index *reverse,

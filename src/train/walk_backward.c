@@ -119,16 +119,16 @@ static msa_status ffn_back(msa__walk *w, int32_t layer)
 
 /* ---- attention ---------------------------------------------------------------------------- */
 
-static msa_status attend_selected_back(msa__walk *w, const msa__layer_state *s,
-                                       const msa_reverse_index *reverse)
+static msa_status attend_blocks_back(msa__walk *w, int32_t layer, const msa_reverse_index *reverse)
 {
     const msa__config *c = w->args.config;
+    const msa__layer_state *s = &w->layers[layer];
     msa_attend_backward_args args;
     msa_attend_backward_args_init(&args);
     args.q = msa__walk_heads(w, s->q, w->args.dtype, c->n_q_heads, c->head_dim);
     args.kv = msa__walk_kv(w, s);
     args.cu_seqlens_q = w->cu_seqlens;
-    args.blocks = msa__walk_heads(w, s->blocks, MSA_DTYPE_I32, c->n_kv_heads, c->topk_blocks);
+    args.blocks = msa__walk_blocks(w, layer);
     args.index = *reverse;
     args.block_size = c->block_size;
     args.out = msa__walk_heads(w, s->attended, w->args.dtype, c->n_q_heads, c->head_dim);
@@ -141,14 +141,16 @@ static msa_status attend_selected_back(msa__walk *w, const msa__layer_state *s,
     return MSA_OK;
 }
 
-static msa_status attend_all_back(msa__walk *w, const msa__layer_state *s)
+static msa_status attend_keys_back(msa__walk *w, int32_t layer)
 {
     const msa__config *c = w->args.config;
+    const msa__layer_state *s = &w->layers[layer];
     msa_dense_attend_backward_args args;
     msa_dense_attend_backward_args_init(&args);
     args.q = msa__walk_heads(w, s->q, w->args.dtype, c->n_q_heads, c->head_dim);
     args.kv = msa__walk_kv(w, s);
     args.cu_seqlens_q = w->cu_seqlens;
+    if (c->layers[layer].attention == MSA__ATTENTION_SWA) args.window = c->window;
     args.out = msa__walk_heads(w, s->attended, w->args.dtype, c->n_q_heads, c->head_dim);
     args.lse = msa__walk_rows(w, s->lse, MSA_DTYPE_F32, c->n_q_heads);
     args.d_out = msa__walk_heads(w, w->d_attended, w->args.dtype, c->n_q_heads, c->head_dim);
@@ -202,14 +204,13 @@ static msa_status projections_back(msa__walk *w, int32_t layer)
 static msa_status attention_back(msa__walk *w, int32_t layer)
 {
     const msa__config *c = w->args.config;
-    const msa__layer_state *s = &w->layers[layer];
     msa_reverse_index reverse = {0};
     MSA_TRY(output_back(w, layer));
-    if (msa__walk_selects(w, layer)) {
-        MSA_TRY(msa__walk_reverse(w, s, &reverse));
-        MSA_TRY(attend_selected_back(w, s, &reverse));
+    if (msa__walk_topk(w, layer) > 0) {
+        MSA_TRY(msa__walk_reverse(w, layer, &reverse));
+        MSA_TRY(attend_blocks_back(w, layer, &reverse));
     } else {
-        MSA_TRY(attend_all_back(w, s));
+        MSA_TRY(attend_keys_back(w, layer));
     }
     MSA_TRY(projections_back(w, layer));
     if (msa__walk_has_index(w, layer)) MSA_TRY(msa__walk_index(w, layer, &reverse, 1));

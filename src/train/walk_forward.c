@@ -3,6 +3,7 @@
 #include "train/walk.h"
 
 #include "base/error.h"
+#include "msa/baselines.h"
 #include "msa/memory.h"
 
 /* ---- attention ---------------------------------------------------------------------------- */
@@ -44,7 +45,7 @@ static msa_status project_all(msa__walk *w, int32_t layer)
                    w->index_k_f32, s->index_k, 1, c->index_dim);
 }
 
-static msa_status select_blocks(msa__walk *w, const msa__layer_state *s)
+msa_status msa__walk_select(msa__walk *w, const msa__layer_state *s)
 {
     const msa__config *c = w->args.config;
     msa_select_args args;
@@ -62,15 +63,29 @@ static msa_status select_blocks(msa__walk *w, const msa__layer_state *s)
     return MSA_OK;
 }
 
-static msa_status attend_selected(msa__walk *w, const msa__layer_state *s)
+/* (W1) */
+static msa_status choose_window_blocks(const msa__walk *w, int32_t layer)
+{
+    msa_window_blocks_args args;
+    msa_window_blocks_args_init(&args);
+    args.positions = w->positions;
+    args.block_size = w->args.config->block_size;
+    args.n_init = 1;
+    args.blocks = msa__walk_blocks(w, layer);
+    MSA__WALK_CALL(w, msa_window_blocks, &args);
+    return MSA_OK;
+}
+
+static msa_status attend_blocks(msa__walk *w, int32_t layer)
 {
     const msa__config *c = w->args.config;
+    const msa__layer_state *s = &w->layers[layer];
     msa_attend_args args;
     msa_attend_args_init(&args);
     args.q = msa__walk_heads(w, s->q, w->args.dtype, c->n_q_heads, c->head_dim);
     args.kv = msa__walk_kv(w, s);
     args.cu_seqlens_q = w->cu_seqlens;
-    args.blocks = msa__walk_heads(w, s->blocks, MSA_DTYPE_I32, c->n_kv_heads, c->topk_blocks);
+    args.blocks = msa__walk_blocks(w, layer);
     args.block_size = c->block_size;
     args.out = msa__walk_heads(w, s->attended, w->args.dtype, c->n_q_heads, c->head_dim);
     args.lse = msa__walk_rows(w, s->lse, MSA_DTYPE_F32, c->n_q_heads);
@@ -78,7 +93,8 @@ static msa_status attend_selected(msa__walk *w, const msa__layer_state *s)
     return MSA_OK;
 }
 
-static msa_status attend_all(msa__walk *w, const msa__layer_state *s)
+msa_status msa__walk_attend_keys(msa__walk *w, const msa__layer_state *s, int64_t window, void *out,
+                                 float *lse)
 {
     const msa__config *c = w->args.config;
     msa_dense_attend_args args;
@@ -87,10 +103,28 @@ static msa_status attend_all(msa__walk *w, const msa__layer_state *s)
     args.kv = msa__walk_kv(w, s);
     args.cu_seqlens_q = w->cu_seqlens;
     args.block_size = c->block_size;
-    args.out = msa__walk_heads(w, s->attended, w->args.dtype, c->n_q_heads, c->head_dim);
-    args.lse = msa__walk_rows(w, s->lse, MSA_DTYPE_F32, c->n_q_heads);
+    args.window = window;
+    args.out = msa__walk_heads(w, out, w->args.dtype, c->n_q_heads, c->head_dim);
+    args.lse = msa__walk_rows(w, lse, MSA_DTYPE_F32, c->n_q_heads);
     MSA__WALK_OP(w, msa_dense_attend, &args);
     return MSA_OK;
+}
+
+static msa_status attend(msa__walk *w, int32_t layer)
+{
+    const msa__config *c = w->args.config;
+    const msa__layer_state *s = &w->layers[layer];
+    int32_t kind = c->layers[layer].attention;
+    if (msa__walk_topk(w, layer) == 0) {
+        int64_t window = kind == MSA__ATTENTION_SWA ? c->window : 0;
+        return msa__walk_attend_keys(w, s, window, s->attended, s->lse);
+    }
+    if (kind == MSA__ATTENTION_MSA) {
+        MSA_TRY(msa__walk_select(w, s));
+    } else {
+        MSA_TRY(choose_window_blocks(w, layer));
+    }
+    return attend_blocks(w, layer);
 }
 
 static msa_status attention_block(msa__walk *w, int32_t layer)
@@ -103,12 +137,7 @@ static msa_status attention_block(msa__walk *w, int32_t layer)
     MSA_TRY(msa__walk_norm(w, x, &weights->input_norm,
                            msa__walk_rows(w, s->normed, w->args.dtype, c->hidden_size)));
     MSA_TRY(project_all(w, layer));
-    if (msa__walk_selects(w, layer)) {
-        MSA_TRY(select_blocks(w, s));
-        MSA_TRY(attend_selected(w, s));
-    } else {
-        MSA_TRY(attend_all(w, s));
-    }
+    MSA_TRY(attend(w, layer));
     MSA_TRY(msa__walk_copy(w, s->residual_mid, w->residual[layer]));
     int64_t width = (int64_t)c->n_q_heads * c->head_dim;
     return msa__walk_linear(w, msa__walk_rows(w, s->attended, w->args.dtype, width), &weights->o,
@@ -208,9 +237,10 @@ static msa_status walk_up(msa__walk *w)
     MSA__WALK_CALL(w, msa_embed, &embed);
     for (int32_t layer = 0; layer < c->n_layers; layer++) {
         MSA_TRY(msa__walk_layer(w, layer));
+        if (w->mode.see) MSA_TRY(w->mode.see(w->mode.user, w, layer));
         if (!w->mode.freeze_backbone || !msa__walk_has_index(w, layer)) continue;
         msa_reverse_index reverse = {0};
-        MSA_TRY(msa__walk_reverse(w, &w->layers[layer], &reverse));
+        MSA_TRY(msa__walk_reverse(w, layer, &reverse));
         MSA_TRY(msa__walk_index(w, layer, &reverse, 1));
     }
     return MSA_OK;

@@ -32,8 +32,25 @@ static void lay_out_step(msa__walk *w, msa__arena *arena)
     w->loss = msa__arena_take(arena, n, sizeof(float));
 }
 
-static void lay_out_state(const msa__walk *w, msa__layer_state *s, int32_t msa, int32_t moe,
-                          msa__arena *arena)
+/* The widest row of block ids of a layer's kind, 0: it has none. */
+static int32_t row_blocks(const msa__config *c, int32_t kind)
+{
+    if (kind == MSA__ATTENTION_MSA) return c->topk_blocks;
+    return kind == MSA__ATTENTION_WINDOW_CONTROL ? c->window_blocks : 0;
+}
+
+static int32_t widest_row(const msa__config *c)
+{
+    int32_t widest = 0;
+    for (int32_t i = 0; i < c->n_layers; i++) {
+        int32_t blocks = row_blocks(c, c->layers[i].attention);
+        if (blocks > widest) widest = blocks;
+    }
+    return widest;
+}
+
+static void lay_out_state(const msa__walk *w, msa__layer_state *s, int32_t blocks, int32_t msa,
+                          int32_t moe, msa__arena *arena)
 {
     const msa__config *c = w->args.config;
     int64_t n = w->args.max_tokens;
@@ -54,6 +71,9 @@ static void lay_out_state(const msa__walk *w, msa__layer_state *s, int32_t msa, 
     s->v = msa__arena_take(arena, n, kv * element);
     s->attended = msa__arena_take(arena, n, q * element);
     s->lse = msa__arena_take(arena, n, (size_t)c->n_q_heads * sizeof(float));
+    if (blocks) {
+        s->blocks = msa__arena_take(arena, n * c->n_kv_heads, (size_t)blocks * sizeof(int32_t));
+    }
     if (msa) {
         s->index_q_raw = msa__arena_take(arena, n, index_q * element);
         s->index_k_raw = msa__arena_take(arena, n, (size_t)c->index_dim * element);
@@ -85,14 +105,16 @@ static void lay_out_layers(msa__walk *w, msa__arena *arena)
         w->residual[i] = own ? msa__arena_take(arena, n, row) : w->residual[i - 2];
     }
     if (w->args.keep != MSA__KEEP_ALL) {
-        lay_out_state(w, &w->layers[0], has_msa(c), c->n_experts > 0, arena);
+        lay_out_state(w, &w->layers[0], widest_row(c), has_msa(c), c->n_experts > 0, arena);
         for (int32_t i = 1; i < c->n_layers; i++) w->layers[i] = w->layers[0];
     }
     for (int32_t i = 0; i < c->n_layers; i++) {
         int32_t msa = c->layers[i].attention == MSA__ATTENTION_MSA, moe = c->layers[i].moe;
         w->index_loss[i] = NULL;
         w->expert_ids[i] = NULL;
-        if (w->args.keep == MSA__KEEP_ALL) lay_out_state(w, &w->layers[i], msa, moe, arena);
+        if (w->args.keep == MSA__KEEP_ALL) {
+            lay_out_state(w, &w->layers[i], row_blocks(c, c->layers[i].attention), msa, moe, arena);
+        }
         if (msa) w->index_loss[i] = msa__arena_take(arena, n * c->n_kv_heads, sizeof(float));
         if (moe) {
             w->expert_ids[i] =
@@ -115,11 +137,13 @@ static void lay_out_scratch(msa__walk *w, msa__arena *arena)
         w->index_q_f32 =
             msa__arena_take(arena, n * c->n_kv_heads, (size_t)c->index_dim * sizeof(float));
         w->index_k_f32 = msa__arena_take(arena, n, (size_t)c->index_dim * sizeof(float));
+    }
+    if (widest_row(c)) {
         int64_t capacity = n / c->block_size + n; /* a sequence has at least one token */
         w->reverse_offsets =
             msa__arena_take(arena, c->n_kv_heads * (capacity + 1), sizeof(int32_t));
         w->reverse_queries =
-            msa__arena_take(arena, n * c->n_kv_heads, (size_t)c->topk_blocks * sizeof(int32_t));
+            msa__arena_take(arena, n * c->n_kv_heads, (size_t)widest_row(c) * sizeof(int32_t));
     }
     w->head_normed = msa__arena_take(arena, w->head_rows,
                                      (size_t)c->hidden_size * msa_dtype_bytes(w->args.dtype));
@@ -196,11 +220,10 @@ static msa_status check(const msa__walk_args *args)
                         (long long)args->max_tokens, INT32_MAX / 2);
     }
     for (int32_t i = 0; i < args->config->n_layers; i++) {
-        int32_t kind = args->config->layers[i].attention;
-        if (kind == MSA__ATTENTION_DENSE || kind == MSA__ATTENTION_MSA) continue;
+        if (args->config->layers[i].attention <= MSA__ATTENTION_WINDOW_CONTROL) continue;
         return MSA_FAIL(MSA_EUNSUPPORTED,
-                        "train: layer %d: only dense and MSA attention can be "
-                        "trained",
+                        "train: layer %d: only dense, sliding, window-control and "
+                        "MSA attention can be trained",
                         i);
     }
     return MSA_OK;
