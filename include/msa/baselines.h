@@ -34,6 +34,67 @@ MSA_ARGS_INIT(msa_window_blocks_args)
 MSA_API MSA_CHECK_RESULT msa_status msa_window_blocks(msa_context *ctx,
                                                       const msa_window_blocks_args *args);
 
+/* ---- MoBA --------------------------------------------------------------------------------- */
+
+typedef struct msa_block_means_args {
+    uint32_t struct_size;
+    uint32_t flags;
+    msa_kv_view kv;              /* uses k; kv_lens counts the new tokens */
+    const int32_t *cu_seqlens_q; /* [B+1]: the new tokens of each sequence */
+    int64_t n_tokens;            /* T = cu_seqlens_q[B] */
+    int32_t block_size;          /* Bk; 0: 128 */
+    int32_t reserved;
+    msa_tensor means; /* out f32 [pages, Hkv, D] of a paged view; of a packed one [blocks, Hkv, D],
+                         block b of sequence s being row c(s) + b, c(s) = sum over earlier sequences
+                         of ceil(S / Bk), at least floor(rows of k / Bk) + B rows */
+} msa_block_means_args;
+MSA_ARGS_INIT(msa_block_means_args)
+
+/* Mean key of every block that became full with the new tokens, (B1): those with a new token in
+ * them and Bk tokens in all. Call it after every msa_kv_append whose view msa_moba_select will see;
+ * blocks filled again after a truncation are averaged again, blocks full before are left alone.
+ *
+ * Numerics  f32 sums in the order of the tokens, or better; deterministic
+ * Errors    MSA_EINVAL
+ */
+MSA_API MSA_CHECK_RESULT msa_status msa_block_means(msa_context *ctx,
+                                                    const msa_block_means_args *args);
+
+typedef struct msa_moba_select_args {
+    uint32_t struct_size;
+    uint32_t flags;
+    msa_tensor q;                /* [T, Hq, D] f32, bf16 or f16 */
+    msa_kv_view kv;              /* lengths, and k's shape; its numbers are not read */
+    const int32_t *cu_seqlens_q; /* [B+1] */
+    msa_tensor means;            /* f32, made by msa_block_means with this view and block_size */
+    int32_t block_size;          /* Bk, of pages and of the result's ids; 0: 128 */
+    int32_t n_pages;             /* m: a MoBA block is m pages, m Bk tokens; 0: 1 */
+    int32_t topk;                /* K MoBA blocks, the current one included; K m <= 64 */
+    int32_t reserved;
+    msa_tensor blocks; /* out i32 [T, Hq, K m], a row for each query head; or [T, Hkv, K m], gates
+                          summed over the group's heads */
+} msa_moba_select_args;
+MSA_ARGS_INIT(msa_moba_select_args)
+
+/* The blocks that MoBA attends to, as rows of page ids, (B2)-(B4): the gate of a complete earlier
+ * block is the product of the query and the block's mean key; the current block is always kept.
+ *
+ * Result    ids ascending, the local page last, then -1: the pages of min(K, visible) MoBA blocks,
+ *           of the current one those up to the token's; ties to the lower id, NaN lowest
+ * Use       msa_attend as it is with rows of groups. Rows of heads: for h in 0..G-1 one call on the
+ *           heads h, G + h, 2 G + h, … of q, out and blocks, which are strided views, with an lse
+ *           of its own
+ * Numerics  f32 sums; deterministic, the same bits for every thread count
+ * Source    Lu et al., "MoBA", arXiv 2502.13189; rows of groups are ours
+ * Errors    MSA_EINVAL
+ */
+MSA_API MSA_CHECK_RESULT msa_status msa_moba_select_plan(msa_context *ctx,
+                                                         const msa_moba_select_args *args,
+                                                         msa_plan *plan);
+MSA_API MSA_CHECK_RESULT msa_status msa_moba_select(msa_context *ctx, const msa_plan *plan,
+                                                    const msa_moba_select_args *args,
+                                                    void *workspace, size_t workspace_bytes);
+
 #ifdef __cplusplus
 }
 #endif

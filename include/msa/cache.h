@@ -29,6 +29,8 @@ typedef struct msa_cache_args {
     msa_dtype k_dtype, v_dtype, k_index_dtype; /* f32, bf16 or fp8_e4m3 */
     float k_scale, v_scale, k_index_scale;     /* fp8 scales; 0: 1 */
     int32_t index8; /* 1: room for an eight-bit copy of the index keys, see msa_cache_index8 */
+    int32_t reserved;
+    const uint8_t *layer_has_means; /* [n_layers]: room for mean keys, msa_cache_means; NULL: none */
 } msa_cache_args;
 MSA_ARGS_INIT(msa_cache_args)
 
@@ -91,6 +93,12 @@ MSA_API MSA_CHECK_RESULT msa_status msa_cache_view(const msa_cache *cache, int32
  * Both tensors are absent when the cache was created without index8, or the layer has no index keys. */
 MSA_API MSA_CHECK_RESULT msa_status msa_cache_index8(const msa_cache *cache, int32_t layer,
                                                      msa_index8 *index8);
+
+/* The mean keys of a layer's pages, f32 [pages, Hkv, D], for msa_block_means and msa_moba_select: they
+ * lie beside the pages and are shared and freed with them. A page copied on write is averaged again when
+ * it is full. Absent where layer_has_means is not set. */
+MSA_API MSA_CHECK_RESULT msa_status msa_cache_means(const msa_cache *cache, int32_t layer,
+                                                    msa_tensor *means);
 
 #ifdef __cplusplus
 }

@@ -75,10 +75,12 @@ static msa_status check_device_memory(const msa_engine *engine, const msa_cache_
 static msa_status create_cache(msa_engine *engine)
 {
     const msa__config *config = &engine->model->config;
-    uint8_t has_index[MSA__MAX_LAYERS];
+    uint8_t has_index[MSA__MAX_LAYERS], has_means[MSA__MAX_LAYERS];
     int32_t n_index = 0;
     for (int32_t i = 0; i < config->n_layers; i++) {
         has_index[i] = config->layers[i].attention == MSA__ATTENTION_MSA &&
+                       engine->args.attention == MSA_ATTENTION_SPARSE;
+        has_means[i] = msa__attention_is_moba(config->layers[i].attention) &&
                        engine->args.attention == MSA_ATTENTION_SPARSE;
         n_index += has_index[i];
     }
@@ -91,6 +93,7 @@ static msa_status create_cache(msa_engine *engine)
     args.block_size = config->block_size;
     args.max_seqs = engine->args.max_sessions;
     args.layer_has_index = n_index > 0 ? has_index : NULL;
+    args.layer_has_means = has_means;
     args.max_tokens = engine->args.max_tokens;
     args.k_dtype = engine->args.k_dtype;
     args.v_dtype = engine->args.v_dtype;

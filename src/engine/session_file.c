@@ -103,7 +103,8 @@ static msa_status transfer_body(stream *s, msa_session *session)
     if (session->has_logits) {
         MSA_TRY(transfer(s, session->logits, vocab * sizeof(*session->logits)));
     }
-    return transfer_cache(s, session);
+    MSA_TRY(transfer_cache(s, session));
+    return s->writing ? MSA_OK : msa__forward_derive(&session->engine->forward, session->seq);
 }
 
 /* ---- save --------------------------------------------------------------------------------- */

@@ -39,7 +39,7 @@ static uint64_t add_layer(uint64_t sum, const msa__layer_weights *w)
 /* The numbers of attention kinds that M3 does not have, where a layer is of one. */
 static uint64_t add_other_kinds(uint64_t sum, const msa__config *c)
 {
-    double numbers[] = {c->window, c->window_blocks};
+    double numbers[] = {c->window, c->window_blocks, c->moba_pages, c->moba_topk};
     int32_t n_dense = msa__config_count_attention(c, MSA__ATTENTION_DENSE);
     int32_t n_msa = msa__config_count_attention(c, MSA__ATTENTION_MSA);
     return n_dense + n_msa == c->n_layers ? sum : msa__checksum(sum, numbers, sizeof(numbers));
@@ -77,11 +77,23 @@ static uint64_t fingerprint(const msa_model *model)
 
 /* ---- header ------------------------------------------------------------------------------- */
 
+/* Of one token. */
+static size_t lane_bytes(const msa_tensor *lane)
+{
+    if (!lane->data) return 0;
+    size_t n_heads = lane->n_dims == 4 ? (size_t)lane->shape[1] : 1;
+    return n_heads * (size_t)lane->shape[lane->n_dims - 1] * msa_dtype_bytes(lane->dtype);
+}
+
 static msa_status file_bytes(const msa_engine *engine, int64_t n_tokens, int32_t has_logits,
                              uint64_t *total)
 {
     size_t logits = has_logits ? (size_t)engine->model->config.vocab_size * sizeof(float) : 0;
-    size_t per_token = sizeof(int32_t) + (size_t)msa_cache_bytes_per_token(engine->cache);
+    size_t per_token = sizeof(int32_t);
+    for (int32_t i = 0; i < engine->model->config.n_layers; i++) {
+        const msa_kv_view *view = &engine->forward.views[i];
+        per_token += lane_bytes(&view->k) + lane_bytes(&view->v) + lane_bytes(&view->k_index);
+    }
     size_t bytes;
     if (msa__mul_overflow((size_t)n_tokens, per_token, &bytes) ||
         msa__add_overflow(bytes, logits, &bytes) ||

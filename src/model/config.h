@@ -11,8 +11,10 @@
 typedef enum msa__attention_kind {
     MSA__ATTENTION_DENSE, /* full causal attention */
     MSA__ATTENTION_MSA,
-    MSA__ATTENTION_SWA,           /* sliding window */
-    MSA__ATTENTION_WINDOW_CONTROL /* the first block and the latest ones */
+    MSA__ATTENTION_SWA,            /* sliding window */
+    MSA__ATTENTION_WINDOW_CONTROL, /* the first block and the latest ones */
+    MSA__ATTENTION_MOBA,           /* blocks by the product with their mean key, per query head */
+    MSA__ATTENTION_MOBA_GROUP      /* the same, per group */
 } msa__attention_kind;
 
 typedef struct msa__layer_kind {
@@ -56,10 +58,11 @@ typedef struct msa__config {
     int32_t router_bias; /* e_score_correction_bias is present */
     int32_t tie_embeddings;
     int32_t index_dim, topk_blocks, n_init_blocks, n_local_blocks; /* 0 without MSA layers */
-    int32_t block_size;    /* of the selection; without MSA layers of the cache's pages */
-    int32_t window;        /* tokens that sliding layers see, the current one included */
-    int32_t window_blocks; /* blocks of window-control layers, the first one included */
-    int32_t mxfp8;         /* quantization_config.quant_method */
+    int32_t block_size;            /* of the selection; without MSA layers of the cache's pages */
+    int32_t window;                /* tokens that sliding layers see, the current one included */
+    int32_t window_blocks;         /* blocks of window-control layers, the first one included */
+    int32_t moba_pages, moba_topk; /* cache pages of a MoBA block; blocks, the current included */
+    int32_t mxfp8;                 /* quantization_config.quant_method */
     int32_t n_ignored;
     char **ignored_layers;                  /* modules quantisation leaves alone; owned */
     int32_t image_token_id, video_token_id; /* -1: none */
@@ -76,6 +79,11 @@ msa_status msa__config_read(msa__config *config, const char *dir);
 /* The same for a parsed config.json. */
 msa_status msa__config_parse(msa__config *config, const msa__json *root);
 void msa__config_free(msa__config *config);
+
+static inline int32_t msa__attention_is_moba(msa__attention_kind kind)
+{
+    return kind == MSA__ATTENTION_MOBA || kind == MSA__ATTENTION_MOBA_GROUP;
+}
 
 /* How many layers are of a kind. */
 int32_t msa__config_count_attention(const msa__config *config, msa__attention_kind kind);

@@ -16,6 +16,8 @@ static const kind_name kind_names[] = {
     {"minimax_m3_sparse", MSA__ATTENTION_MSA},
     {"sliding_attention", MSA__ATTENTION_SWA},
     {"window_control", MSA__ATTENTION_WINDOW_CONTROL},
+    {"moba", MSA__ATTENTION_MOBA},
+    {"moba_group", MSA__ATTENTION_MOBA_GROUP},
 };
 
 #define N_KINDS (sizeof(kind_names) / sizeof(kind_names[0]))
@@ -60,6 +62,21 @@ static msa_status read_block_size(msa__config *config, const msa__json *text)
     return msa__json_fail(value, MSA_EUNSUPPORTED, "must be a power of two");
 }
 
+/* A MoBA block is a number of pages, and a row has at most 64 of those. */
+static msa_status read_moba(msa__config *config, const msa__json *text)
+{
+    const msa__json *value;
+    int32_t block_size;
+    MSA_TRY(msa__json_need(text, "moba_block_size", &value));
+    MSA_TRY(msa__json_int32(value, config->block_size, 64 * config->block_size, &block_size));
+    if (block_size % config->block_size != 0) {
+        return msa__json_fail(value, MSA_EUNSUPPORTED,
+                              "must be a multiple of index_block_size = %d", config->block_size);
+    }
+    config->moba_pages = block_size / config->block_size;
+    return need_int(text, "moba_topk", 1, 64 / config->moba_pages, &config->moba_topk);
+}
+
 msa_status msa__config_read_layer_types(msa__config *config, const msa__json *text)
 {
     const msa__json *list;
@@ -79,6 +96,9 @@ msa_status msa__config_read_layer_types(msa__config *config, const msa__json *te
     }
     if (has(config, MSA__ATTENTION_WINDOW_CONTROL)) {
         MSA_TRY(need_int(text, "window_control_blocks", 2, 64, &config->window_blocks));
+    }
+    if (has(config, MSA__ATTENTION_MOBA) || has(config, MSA__ATTENTION_MOBA_GROUP)) {
+        MSA_TRY(read_moba(config, text));
     }
     return MSA_OK;
 }

@@ -72,6 +72,19 @@ static msa_status prepare_step(msa__pass *p)
     return upload_page_table(f, p->batch);
 }
 
+msa_status msa__forward_derive(msa__forward *f, int32_t seq)
+{
+    const int32_t cu_seqlens[2] = {0, (int32_t)msa_cache_length(f->cache, seq)};
+    const int32_t none = 0;
+    const msa__logits_request request = {NULL, NULL};
+    const msa__batch batch = {0, 1, &none, &none, cu_seqlens, &seq, &request};
+    msa__pass p = {.forward = f, .config = &f->model->config, .batch = &batch, .n_seqs = 1};
+    MSA_TRY(prepare_step(&p));
+    MSA_TRY(msa_memory_upload_async(f->ctx, f->step, f->host_step, p.step_bytes));
+    MSA_TRY(msa__pass_derive_all(&p, cu_seqlens[1]));
+    return msa_context_synchronize(f->ctx);
+}
+
 /* ---- logits ------------------------------------------------------------------------------- */
 
 /* Hand out the wanted rows first..end-1, which lie in f->logits. */

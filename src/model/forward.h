@@ -14,6 +14,7 @@
 #define MSA_MODEL_FORWARD_H
 
 #include "model/weights.h"
+#include "msa/baselines.h"
 #include "msa/cache.h"
 #include "msa/engine.h"
 #include "msa/graph.h"
@@ -67,7 +68,7 @@ typedef struct msa__forward {
     msa_cache *cache;
     msa__forward_args args;
 
-    msa_plan linear, moe, select, attend, dense_attend; /* for the largest shapes */
+    msa_plan linear, moe, select, moba_select, attend, dense_attend; /* for the largest shapes */
 
     /* T = max_tokens, A = activation dtype */
     float *residual;           /* [T, H] */
@@ -115,19 +116,27 @@ void msa__forward_destroy(msa__forward *forward);
  * Errors    MSA_EINVAL a token outside the vocabulary; a tap's own status; MSA_EDEVICE */
 msa_status msa__forward_run(msa__forward *forward, const msa__batch *batch, const msa_taps *taps);
 
+/* After keys came from elsewhere: make what is derived from those of a sequence. */
+msa_status msa__forward_derive(msa__forward *forward, int32_t seq);
+
 /* The attention of a layer in this pass. */
 static inline msa__attention_kind msa__forward_attention(const msa__forward *forward, int32_t layer)
 {
     msa__attention_kind kind = forward->model->config.layers[layer].attention;
-    return kind == MSA__ATTENTION_MSA && forward->args.dense_attention ? MSA__ATTENTION_DENSE
-                                                                       : kind;
+    int selects = kind == MSA__ATTENTION_MSA || msa__attention_is_moba(kind);
+    return selects && forward->args.dense_attention ? MSA__ATTENTION_DENSE : kind;
 }
 
-/* Ids of selected blocks that a token has in a layer, 0: none. */
-static inline int64_t msa__forward_row_blocks(const msa__config *c, msa__attention_kind kind)
+/* Rows of selected blocks that a token has in a layer, and ids of a row; 0: no blocks. */
+static inline int64_t msa__forward_row_heads(const msa__config *c, msa__attention_kind kind)
 {
-    if (kind == MSA__ATTENTION_MSA) return (int64_t)c->n_kv_heads * c->topk_blocks;
-    if (kind == MSA__ATTENTION_WINDOW_CONTROL) return (int64_t)c->n_kv_heads * c->window_blocks;
+    return kind == MSA__ATTENTION_MOBA ? c->n_q_heads : c->n_kv_heads;
+}
+static inline int64_t msa__forward_row_ids(const msa__config *c, msa__attention_kind kind)
+{
+    if (kind == MSA__ATTENTION_MSA) return c->topk_blocks;
+    if (kind == MSA__ATTENTION_WINDOW_CONTROL) return c->window_blocks;
+    if (msa__attention_is_moba(kind)) return (int64_t)c->moba_pages * c->moba_topk;
     return 0;
 }
 

@@ -2,7 +2,6 @@
 #include "model/forward_pass.h"
 
 #include "base/error.h"
-#include "msa/baselines.h"
 
 /* ---- projections -------------------------------------------------------------------------- */
 
@@ -58,6 +57,14 @@ static msa_status project_index(const msa__pass *p, const msa__layer_weights *w)
     return norm_and_rotate(p, k, &w->index_k_norm, k);
 }
 
+static msa_kv_view view_of(const msa__pass *p, int32_t layer)
+{
+    msa_kv_view view = p->forward->views[layer];
+    view.kv_lens = p->step.kv_lens;
+    view.n_seqs = p->n_seqs;
+    return view;
+}
+
 static msa_status append(const msa__pass *p, const msa_kv_view *view)
 {
     const msa__forward *f = p->forward;
@@ -72,6 +79,40 @@ static msa_status append(const msa__pass *p, const msa_kv_view *view)
     args.kv = *view;
     args.block_size = c->block_size;
     return msa_kv_append(f->ctx, &args);
+}
+
+/* (B1), where the layer is of a kind that needs it. */
+static msa_status average_blocks(const msa__pass *p, const msa_kv_view *view, int32_t layer,
+                                 int64_t n_new)
+{
+    msa_block_means_args args;
+    msa_block_means_args_init(&args);
+    MSA_TRY(msa_cache_means(p->forward->cache, layer, &args.means));
+    if (!args.means.data) return MSA_OK;
+    args.kv = *view;
+    args.cu_seqlens_q = p->step.cu_seqlens;
+    args.n_tokens = n_new;
+    args.block_size = p->config->block_size;
+    return msa_block_means(p->forward->ctx, &args);
+}
+
+/* (B2)-(B4) */
+static msa_status select_by_means(const msa__pass *p, const msa_kv_view *view, int32_t layer,
+                                  msa_tensor blocks)
+{
+    const msa__forward *f = p->forward;
+    const msa__config *c = p->config;
+    msa_moba_select_args args;
+    msa_moba_select_args_init(&args);
+    MSA_TRY(msa_cache_means(f->cache, layer, &args.means));
+    args.q = heads(f->q, f->args.dtype, p->n_tokens, c->n_q_heads, c->head_dim);
+    args.kv = *view;
+    args.cu_seqlens_q = p->step.cu_seqlens;
+    args.block_size = c->block_size;
+    args.n_pages = c->moba_pages;
+    args.topk = c->moba_topk;
+    args.blocks = blocks;
+    return msa_moba_select(f->ctx, &f->moba_select, &args, f->workspace, f->workspace_bytes);
 }
 
 /* (M5)-(M9) */
@@ -104,21 +145,36 @@ static msa_status choose_window_blocks(const msa__pass *p, msa_tensor blocks)
     return msa_window_blocks(p->forward->ctx, &args);
 }
 
-/* (M10), (M11) */
+/* Heads h, n + h, 2 n + h, … of a [T, heads, …] tensor. */
+static msa_tensor every_nth_head(msa_tensor t, int64_t h, int64_t n)
+{
+    t.data = (unsigned char *)t.data + h * t.stride[1] * (int64_t)msa_dtype_bytes(t.dtype);
+    t.shape[1] /= n;
+    t.stride[1] *= n;
+    return t;
+}
+
+/* (M10), (M11). Rows of heads: one call for each head of a group. */
 static msa_status attend_blocks(const msa__pass *p, const msa_kv_view *view, msa_tensor blocks)
 {
     const msa__forward *f = p->forward;
     const msa__config *c = p->config;
     int64_t n = p->n_tokens;
+    int64_t n_parts = blocks.shape[1] / c->n_kv_heads;
+    msa_tensor q = heads(f->q, f->args.dtype, n, c->n_q_heads, c->head_dim);
+    msa_tensor out = heads(f->attended, f->args.dtype, n, c->n_q_heads, c->head_dim);
     msa_attend_args attend;
     msa_attend_args_init(&attend);
-    attend.q = heads(f->q, f->args.dtype, n, c->n_q_heads, c->head_dim);
     attend.kv = *view;
     attend.cu_seqlens_q = p->step.cu_seqlens;
-    attend.blocks = blocks;
     attend.block_size = c->block_size;
-    attend.out = heads(f->attended, f->args.dtype, n, c->n_q_heads, c->head_dim);
-    return msa_attend(f->ctx, &f->attend, &attend, f->workspace, f->workspace_bytes);
+    for (int64_t h = 0; h < n_parts; h++) {
+        attend.q = every_nth_head(q, h, n_parts);
+        attend.blocks = every_nth_head(blocks, h, n_parts);
+        attend.out = every_nth_head(out, h, n_parts);
+        MSA_TRY(msa_attend(f->ctx, &f->attend, &attend, f->workspace, f->workspace_bytes));
+    }
+    return MSA_OK;
 }
 
 /* Every visible key, or a window of them. */
@@ -141,8 +197,8 @@ static msa_status attend(const msa__pass *p, const msa_kv_view *view, msa__atten
                          int32_t layer)
 {
     const msa__config *c = p->config;
-    int64_t topk = msa__forward_row_blocks(c, kind) / c->n_kv_heads;
-    msa_tensor blocks = heads(p->forward->blocks, MSA_DTYPE_I32, p->n_tokens, c->n_kv_heads, topk);
+    msa_tensor blocks = heads(p->forward->blocks, MSA_DTYPE_I32, p->n_tokens,
+                              msa__forward_row_heads(c, kind), msa__forward_row_ids(c, kind));
     switch (kind) {
     case MSA__ATTENTION_DENSE:
         return attend_window(p, view, 0);
@@ -150,6 +206,10 @@ static msa_status attend(const msa__pass *p, const msa_kv_view *view, msa__atten
         return attend_window(p, view, c->window);
     case MSA__ATTENTION_WINDOW_CONTROL:
         MSA_TRY(choose_window_blocks(p, blocks));
+        break;
+    case MSA__ATTENTION_MOBA:
+    case MSA__ATTENTION_MOBA_GROUP:
+        MSA_TRY(select_by_means(p, view, layer, blocks));
         break;
     case MSA__ATTENTION_MSA:
         MSA_TRY(select_blocks(p, view, blocks));
@@ -172,12 +232,20 @@ msa_status msa__pass_attention(const msa__pass *p, int32_t layer)
     if (kind == MSA__ATTENTION_MSA) MSA_TRY(project_index(p, w));
 
     /* New keys are in the cache before scoring: a token sees itself. */
-    msa_kv_view view = f->views[layer];
-    view.kv_lens = p->step.kv_lens;
-    view.n_seqs = p->n_seqs;
+    msa_kv_view view = view_of(p, layer);
     MSA_TRY(append(p, &view));
+    MSA_TRY(average_blocks(p, &view, layer, p->n_tokens));
     MSA_TRY(attend(p, &view, kind, layer));
     int64_t width = (int64_t)c->n_q_heads * c->head_dim;
     return msa__pass_linear(p, rows(f->attended, f->args.dtype, p->n_tokens, width), &w->o,
                             residual, 1);
+}
+
+msa_status msa__pass_derive_all(const msa__pass *p, int64_t n_new)
+{
+    for (int32_t layer = 0; layer < p->config->n_layers; layer++) {
+        msa_kv_view view = view_of(p, layer);
+        MSA_TRY(average_blocks(p, &view, layer, n_new));
+    }
+    return MSA_OK;
 }

@@ -40,6 +40,9 @@ msa_status msa__pass_tap(const msa__pass *p,
 /* residual += o_proj(attention(norm(residual))), by the layer's kind of attention. */
 msa_status msa__pass_attention(const msa__pass *p, int32_t layer);
 
+/* What is derived from keys, in every layer: of the last n_new tokens of the batch's sequences. */
+msa_status msa__pass_derive_all(const msa__pass *p, int64_t n_new);
+
 /* Pack the arrays of a step into memory (NULL: only measure); returns their bytes. */
 size_t msa__step_lay_out(void *memory, int32_t n_tokens, int32_t n_seqs, int32_t n_rows,
                          msa__step *step);

@@ -83,19 +83,43 @@ static msa_status plan_selection(const sizing *s, const msa_kv_view *view)
     return MSA_OK;
 }
 
+static msa_status plan_moba_selection(const sizing *s, const msa_kv_view *view, int32_t layer,
+                                      msa__attention_kind kind)
+{
+    msa__forward *f = s->forward;
+    const msa__config *c = s->config;
+    msa_moba_select_args args;
+    msa_plan plan;
+    msa_moba_select_args_init(&args);
+    msa_plan_init(&plan);
+    MSA_TRY(msa_cache_means(f->cache, layer, &args.means));
+    args.q = msa_tensor_make(NULL, f->args.dtype, 3, s->n_tokens, c->n_q_heads, c->head_dim, 0);
+    args.kv = *view;
+    args.block_size = c->block_size;
+    args.n_pages = c->moba_pages;
+    args.topk = c->moba_topk;
+    args.blocks =
+        msa_tensor_make(NULL, MSA_DTYPE_I32, 3, s->n_tokens, msa__forward_row_heads(c, kind),
+                        msa__forward_row_ids(c, kind), 0);
+    MSA_TRY(msa_moba_select_plan(f->ctx, &args, &plan));
+    keep_largest(&f->moba_select, &plan);
+    return MSA_OK;
+}
+
 static msa_status plan_block_attention(const sizing *s, const msa_kv_view *view,
                                        msa__attention_kind kind)
 {
     msa__forward *f = s->forward;
     const msa__config *c = s->config;
-    int64_t topk = msa__forward_row_blocks(c, kind) / c->n_kv_heads;
+    int64_t n_heads = (int64_t)c->n_q_heads * c->n_kv_heads / msa__forward_row_heads(c, kind);
     msa_attend_args attend;
     msa_plan plan;
     msa_attend_args_init(&attend);
     msa_plan_init(&plan);
-    attend.q = msa_tensor_make(NULL, f->args.dtype, 3, s->n_tokens, c->n_q_heads, c->head_dim, 0);
+    attend.q = msa_tensor_make(NULL, f->args.dtype, 3, s->n_tokens, n_heads, c->head_dim, 0);
     attend.kv = *view;
-    attend.blocks = msa_tensor_make(NULL, MSA_DTYPE_I32, 3, s->n_tokens, c->n_kv_heads, topk, 0);
+    attend.blocks = msa_tensor_make(NULL, MSA_DTYPE_I32, 3, s->n_tokens, c->n_kv_heads,
+                                    msa__forward_row_ids(c, kind), 0);
     attend.block_size = c->block_size;
     attend.out = attend.q;
     MSA_TRY(msa_attend_plan(f->ctx, &attend, &plan));
@@ -134,6 +158,7 @@ static msa_status plan_layer(const sizing *s, int32_t layer)
     if (kind == MSA__ATTENTION_DENSE) return plan_dense_attention(s, view, 0);
     if (kind == MSA__ATTENTION_SWA) return plan_dense_attention(s, view, s->config->window);
     if (kind == MSA__ATTENTION_MSA) MSA_TRY(plan_selection(s, view));
+    if (msa__attention_is_moba(kind)) MSA_TRY(plan_moba_selection(s, view, layer, kind));
     return plan_block_attention(s, view, kind);
 }
 
@@ -142,8 +167,9 @@ static msa_status plan_operators(const sizing *s)
     msa__forward *f = s->forward;
     for (int32_t layer = 0; layer < s->config->n_layers; layer++) MSA_TRY(plan_layer(s, layer));
     MSA_TRY(plan_linear(s, &f->weights->head, MSA_DTYPE_F32));
-    const msa_plan *plans[] = {&f->linear, &f->moe, &f->select, &f->attend, &f->dense_attend};
-    for (int i = 0; i < 5; i++) {
+    const msa_plan *plans[] = {&f->linear,      &f->moe,    &f->select,
+                               &f->moba_select, &f->attend, &f->dense_attend};
+    for (size_t i = 0; i < sizeof(plans) / sizeof(plans[0]); i++) {
         if (plans[i]->workspace_bytes > f->workspace_bytes) {
             f->workspace_bytes = plans[i]->workspace_bytes;
         }
@@ -187,7 +213,8 @@ static int64_t most_row_blocks(const msa__forward *f)
     const msa__config *c = &f->model->config;
     int64_t most = 0;
     for (int32_t layer = 0; layer < c->n_layers; layer++) {
-        int64_t n = msa__forward_row_blocks(c, msa__forward_attention(f, layer));
+        msa__attention_kind kind = msa__forward_attention(f, layer);
+        int64_t n = msa__forward_row_heads(c, kind) * msa__forward_row_ids(c, kind);
         most = n > most ? n : most;
     }
     return most;

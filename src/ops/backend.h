@@ -65,6 +65,9 @@ typedef struct msa__backend {
 
     /* Baselines (msa/baselines.h). NULL: this backend does not have the operator. */
     msa_status (*window_blocks)(msa_context *ctx, const msa_window_blocks_args *args);
+    msa_status (*block_means)(msa_context *ctx, const msa_block_means_args *args);
+    size_t (*moba_select_workspace)(const msa_context *ctx, const msa_moba_select_args *args);
+    msa_status (*moba_select)(msa_context *ctx, const msa_moba_select_args *args, void *workspace);
 
     msa_status (*embed)(msa_context *ctx, const msa_embed_args *args);
     msa_status (*rmsnorm)(msa_context *ctx, const msa_rmsnorm_args *args);

@@ -19,11 +19,12 @@ typedef struct cache_seq {
 typedef struct cache_layer {
     int32_t k, v, k_index;
     int32_t index8_keys, index8_bounds;
+    int32_t means;
 } cache_layer;
 
 struct msa_cache {
     msa_allocator allocator;
-    msa_cache_args args; /* completed; layer_has_index is not kept */
+    msa_cache_args args; /* completed; layer_has_index and layer_has_means are not kept */
     msa__page_pool pool;
     cache_layer *layers;  /* [n_layers] */
     cache_seq *seqs;      /* [max_seqs] */
@@ -109,12 +110,19 @@ static msa_status add_lanes(msa_cache *cache)
                    .dtype = args->k_dtype};
     msa__lane v = k;
     v.dtype = args->v_dtype;
+    msa__lane means = {.n_heads = args->n_kv_heads,
+                       .n_rows = 1,
+                       .dim = args->head_dim,
+                       .dtype = MSA_DTYPE_F32,
+                       .derived = 1};
     for (int32_t i = 0; i < args->n_layers; i++) {
         cache_layer *layer = &cache->layers[i];
-        layer->k_index = layer->index8_keys = layer->index8_bounds = -1;
+        layer->k_index = layer->index8_keys = layer->index8_bounds = layer->means = -1;
         MSA_TRY(msa__page_pool_add_lane(&cache->pool, &k, &layer->k));
         MSA_TRY(msa__page_pool_add_lane(&cache->pool, &v, &layer->v));
         if (has_index(args, i)) MSA_TRY(add_index_lanes(cache, layer));
+        if (!args->layer_has_means || !args->layer_has_means[i]) continue;
+        MSA_TRY(msa__page_pool_add_lane(&cache->pool, &means, &layer->means));
     }
     return MSA_OK;
 }
@@ -141,7 +149,7 @@ static msa_status init_cache(msa_cache *cache, msa_context *ctx)
     cache->layers = memory;
     MSA_TRY(msa__page_pool_init(&cache->pool, ctx, &cache->allocator, args->block_size,
                                 (int32_t)msa__ceil_div(args->max_tokens, args->block_size),
-                                5 * args->n_layers));
+                                6 * args->n_layers));
     MSA_TRY(add_lanes(cache));
     return init_seqs(cache);
 }
@@ -372,6 +380,21 @@ msa_status msa_cache_view(const msa_cache *cache, int32_t layer, const int32_t *
                           .k_scale = cache->args.k_scale,
                           .v_scale = cache->args.v_scale,
                           .k_index_scale = cache->args.k_index_scale};
+    return MSA_OK;
+}
+
+msa_status msa_cache_means(const msa_cache *cache, int32_t layer, msa_tensor *means)
+{
+    msa__check at = {.op = "cache_means", .running = 1};
+    if (!cache) return MSA_FAIL(MSA_EINVAL, "%s: cache = NULL, must be a pointer", at.op);
+    MSA_TRY(msa__check_range(&at, "layer", layer, 0, cache->args.n_layers - 1));
+    MSA_TRY(msa__check_array(&at, "means", means, sizeof(void *)));
+    int32_t index = cache->layers[layer].means;
+    *means = (msa_tensor){0};
+    if (index < 0) return MSA_OK;
+    const msa__lane *lane = &cache->pool.lanes[index];
+    *means = msa_tensor_make(lane->data, lane->dtype, 3, cache->pool.n_pages, lane->n_heads,
+                             lane->dim, 1);
     return MSA_OK;
 }
 

@@ -26,7 +26,8 @@
     X(LINEAR_BACKWARD, 13, "linear_backward")                                                      \
     X(ROUTER_BACKWARD, 14, "router_backward")                                                      \
     X(MOE_BACKWARD, 15, "moe_backward")                                                            \
-    X(SUM_SQUARES, 16, "sum_squares")
+    X(SUM_SQUARES, 16, "sum_squares")                                                              \
+    X(MOBA_SELECT, 31, "moba_select")
 
 enum {
 #define MSA__OP_CONSTANT(name, value, text) MSA__OP_##name = (value),

@@ -125,6 +125,35 @@ msa_status msa__check_kv(const msa__check *at, msa_kv_view *kv, const int32_t *c
     return kv->page_table ? check_page_table(at, kv, n_units, shape->block_size) : MSA_OK;
 }
 
+/* As long as nothing reads v, k may stand in for it. */
+msa_status msa__check_keys(const msa__check *at, msa_kv_view *kv, const int32_t *cu_seqlens_q,
+                           int64_t n_tokens, int32_t block_size)
+{
+    int32_t n_dims = kv->page_table ? 4 : 3;
+    MSA_TRY(msa__check_tensor(at, "kv.k", &kv->k, n_dims, MSA__DTYPES_CACHE));
+    MSA_TRY(msa__check_range(at, "kv.k.shape[1]", kv->k.shape[1], 1, INT32_MAX));
+    MSA_TRY(msa__check_head_dim(at, "kv.k's D", kv->k.shape[n_dims - 1]));
+    kv->v = kv->k;
+    kv->v_scale = kv->k_scale;
+    msa__kv_shape shape = {.n_tokens = n_tokens,
+                           .n_kv_heads = kv->k.shape[1],
+                           .head_dim = kv->k.shape[n_dims - 1],
+                           .block_size = block_size};
+    return msa__check_kv(at, kv, cu_seqlens_q, &shape);
+}
+
+msa_status msa__check_means(const msa__check *at, const msa_kv_view *kv, const msa_tensor *means,
+                            int32_t block_size)
+{
+    const msa_tensor *k = &kv->k;
+    MSA_TRY(msa__check_tensor(at, "means", means, 3, MSA__DTYPES_F32));
+    MSA_TRY(msa__check_dim(at, "means", means, 1, k->shape[1], "Hkv"));
+    MSA_TRY(msa__check_dim(at, "means", means, 2, k->shape[k->n_dims - 1], "D"));
+    if (kv->page_table) return msa__check_dim(at, "means", means, 0, k->shape[0], "the pages");
+    return msa__check_range(at, "means.shape[0]", means->shape[0],
+                            k->shape[0] / block_size + kv->n_seqs, INT64_MAX);
+}
+
 msa_status msa__check_index8(const msa__check *at, const msa_kv_view *kv, const msa_index8 *index8)
 {
     const msa_tensor *keys = &index8->keys, *bounds = &index8->bounds, *k_index = &kv->k_index;

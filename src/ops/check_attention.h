@@ -19,6 +19,14 @@ typedef struct msa__kv_shape {
 msa_status msa__check_kv(const msa__check *at, msa_kv_view *kv, const int32_t *cu_seqlens_q,
                          const msa__kv_shape *shape);
 
+/* The same for an operator that uses only k, which also says Hkv and D. */
+msa_status msa__check_keys(const msa__check *at, msa_kv_view *kv, const int32_t *cu_seqlens_q,
+                           int64_t n_tokens, int32_t block_size);
+
+/* Mean keys of a view that msa__check_keys has passed. */
+msa_status msa__check_means(const msa__check *at, const msa_kv_view *kv, const msa_tensor *means,
+                            int32_t block_size);
+
 /* The eight-bit copy of a checked paged view's k_index. */
 msa_status msa__check_index8(const msa__check *at, const msa_kv_view *kv, const msa_index8 *index8);
 

@@ -27,14 +27,6 @@ static inline float msa__index8_scale(double max)
 /* The whole number nearest to x / scale, at most 127 in size. */
 int32_t msa__index8_round(double x, float scale);
 
-/* Blocks *first .. *end-1 of a sequence became full with its last n_new tokens. */
-static inline void msa__index8_filled(int64_t n_keys, int64_t n_new, int32_t block_size,
-                                      int64_t *first, int64_t *end)
-{
-    *first = (n_keys - n_new) / block_size;
-    *end = n_keys / block_size;
-}
-
 /* Quantise one full block of a sequence. */
 void msa__index8_quantize(const msa_index_quantize_args *args, int32_t seq, int64_t block);
 

@@ -41,4 +41,12 @@ static inline msa__kv_tile msa__kv_block(const msa_kv_view *kv, const msa_tensor
     return tile;
 }
 
+/* Blocks *first .. *end-1 of a sequence became full with its last n_new tokens. */
+static inline void msa__kv_filled_blocks(int64_t n_keys, int64_t n_new, int32_t block_size,
+                                         int64_t *first, int64_t *end)
+{
+    *first = (n_keys - n_new) / block_size;
+    *end = n_keys / block_size;
+}
+
 #endif

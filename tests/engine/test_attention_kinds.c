@@ -56,14 +56,16 @@ typedef struct {
     const char *name, *attention;
 } kind;
 
+#define THREE(kind)                                                                                \
+    "\"layer_types\": [\"" kind "\", \"" kind "\", \"" kind "\"], \"index_block_size\": 16"
+
 static const kind kinds[] = {
-    {"swa", "\"layer_types\": [\"sliding_attention\", \"sliding_attention\", "
-            "\"sliding_attention\"], \"sliding_window\": 21, \"index_block_size\": 16"},
+    {"swa", THREE("sliding_attention") ", \"sliding_window\": 21"},
     {"hybrid", "\"layer_types\": [\"sliding_attention\", \"full_attention\", "
                "\"minimax_m3_sparse\"], \"sliding_window\": 21"},
-    {"window-control", "\"layer_types\": [\"full_attention\", \"window_control\", "
-                       "\"window_control\"], \"window_control_blocks\": 3, "
-                       "\"index_block_size\": 16"},
+    {"window-control", THREE("window_control") ", \"window_control_blocks\": 3"},
+    {"moba", THREE("moba") ", \"moba_block_size\": 32, \"moba_topk\": 2"},
+    {"moba-group", THREE("moba_group") ", \"moba_block_size\": 16, \"moba_topk\": 3"},
 };
 
 static void test_chunks_and_decode_are_one_pass(void **state)
@@ -90,33 +92,20 @@ typedef struct {
     int64_t n_equal;
 } identity;
 
-#define FULL                                                                                       \
-    "\"layer_types\": [\"full_attention\", \"full_attention\", \"full_attention\"], "              \
-    "\"index_block_size\": 16"
-
 static const identity identities[] = {
-    {"swa-wide",
-     "\"layer_types\": [\"sliding_attention\", \"sliding_attention\", \"sliding_attention\"], "
-     "\"sliding_window\": 150, \"index_block_size\": 16",
-     MODEL_TOKENS},
-    {"swa-narrow",
-     "\"layer_types\": [\"sliding_attention\", \"sliding_attention\", \"sliding_attention\"], "
-     "\"sliding_window\": 40, \"index_block_size\": 16",
-     40},
-    {"control-all",
-     "\"layer_types\": [\"window_control\", \"window_control\", \"window_control\"], "
-     "\"window_control_blocks\": 10, \"index_block_size\": 16",
-     MODEL_TOKENS},
-    {"control-4",
-     "\"layer_types\": [\"window_control\", \"window_control\", \"window_control\"], "
-     "\"window_control_blocks\": 4, \"index_block_size\": 16",
-     64},
+    {"swa-wide", THREE("sliding_attention") ", \"sliding_window\": 150", MODEL_TOKENS},
+    {"swa-narrow", THREE("sliding_attention") ", \"sliding_window\": 40", 40},
+    {"control-all", THREE("window_control") ", \"window_control_blocks\": 10", MODEL_TOKENS},
+    {"control-4", THREE("window_control") ", \"window_control_blocks\": 4", 64},
+    {"moba-all", THREE("moba") ", \"moba_block_size\": 16, \"moba_topk\": 10", MODEL_TOKENS},
+    {"moba-2", THREE("moba") ", \"moba_block_size\": 32, \"moba_topk\": 2", 64},
+    {"moba-group-3", THREE("moba_group") ", \"moba_block_size\": 16, \"moba_topk\": 3", 48},
 };
 
 static void test_what_sees_everything_is_full_attention(void **state)
 {
     (void)state;
-    record *full = run(make("full", FULL), test_backend(), 64, MODEL_TOKENS);
+    record *full = run(make("full", THREE("full_attention")), test_backend(), 64, MODEL_TOKENS);
     for (size_t i = 0; i < sizeof(identities) / sizeof(identities[0]); i++) {
         const identity *id = &identities[i];
         record *r = run(make(id->name, id->attention), test_backend(), 64, MODEL_TOKENS);
@@ -131,6 +120,61 @@ static void test_what_sees_everything_is_full_attention(void **state)
     record_free(full);
 }
 
+/* ---- sessions -------------------------------------------------------------------------------- */
+
+/* The session's logits are, to the bit, those of a fresh session that reads its tokens. */
+static void expect_as_if_fresh(msa_engine *engine, const msa_session *session)
+{
+    msa_session *fresh = session_make(engine);
+    EXPECT_OK(msa_session_prefill(fresh, msa_session_tokens(session), msa_session_length(session),
+                                  NULL, NULL));
+    expect_same_logits(session, fresh, 256);
+    msa_session_destroy(fresh);
+}
+
+/* Forks, truncation across pages and a session file, each followed by more tokens. */
+static void check_sessions(const char *dir, msa_dtype cache_dtype)
+{
+    subject s;
+    subject_open(&s, dir, NULL, NULL, 2);
+    msa_engine *engine =
+        engine_make(&s, MSA_DTYPE_F32, cache_dtype, 1024, 40, 4, MSA_ATTENTION_SPARSE);
+    const int32_t *a = fixture_tokens(0), *b = fixture_tokens(1);
+    msa_session *first = session_make(engine), *fork, *loaded = session_make(engine);
+    EXPECT_OK(msa_session_prefill(first, a, 100, NULL, NULL));
+    EXPECT_OK(msa_session_fork(&fork, first));
+    EXPECT_OK(msa_session_prefill(fork, b, 50, NULL, NULL));
+    EXPECT_OK(msa_session_prefill(first, a + 100, 45, NULL, NULL));
+    expect_as_if_fresh(engine, fork);
+    expect_as_if_fresh(engine, first);
+    EXPECT_OK(msa_session_truncate(first, 70));
+    EXPECT_OK(msa_session_prefill(first, b + 60, 80, NULL, NULL));
+    for (int i = 0; i < 20; i++) advance(engine, first, a + i, 1);
+    expect_as_if_fresh(engine, first);
+    const char *path = temporary_file("session.msa");
+    EXPECT_OK(msa_session_save(first, path));
+    EXPECT_OK(msa_session_load(loaded, path));
+    for (int i = 0; i < 20; i++) advance(engine, loaded, b + i, 1);
+    expect_as_if_fresh(engine, loaded);
+    msa_session_destroy(loaded);
+    msa_session_destroy(fork);
+    msa_session_destroy(first);
+    msa_engine_destroy(engine);
+    subject_close(&s);
+}
+
+static void test_sessions_share_pages(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
+        char name[48];
+        snprintf(name, sizeof(name), "sessions-%s", kinds[i].name);
+        const char *dir = make(name, kinds[i].attention);
+        check_sessions(dir, MSA_DTYPE_F32);
+        check_sessions(dir, MSA_DTYPE_F8_E4M3);
+    }
+}
+
 static int remove_files(void **state)
 {
     (void)state;
@@ -143,6 +187,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_chunks_and_decode_are_one_pass),
         cmocka_unit_test(test_what_sees_everything_is_full_attention),
+        cmocka_unit_test(test_sessions_share_pages),
     };
     return cmocka_run_group_tests(tests, NULL, remove_files);
 }

@@ -314,25 +314,30 @@ static void test_unimplemented_values_are_refused_by_name(void **state)
 }
 
 #define MORE_KINDS                                                                                 \
-    "\"sliding_window\": 512, \"window_control_blocks\": 16, \"layer_types\": "                    \
-    "[\"sliding_attention\", \"window_control\""
+    "\"sliding_window\": 512, \"window_control_blocks\": 16, \"moba_block_size\": 512, "           \
+    "\"moba_topk\": 4, \"layer_types\": "                                                          \
+    "[\"sliding_attention\", \"window_control\", \"moba\""
 
-/* The first two layers of M3, which are full, as other kinds. */
+/* The first three layers of M3, which are full, as other kinds. */
 static void has_more_kinds(const msa__config *c)
 {
     assert_int_equal(c->layers[0].attention, MSA__ATTENTION_SWA);
     assert_int_equal(c->layers[1].attention, MSA__ATTENTION_WINDOW_CONTROL);
-    assert_int_equal(c->layers[2].attention, MSA__ATTENTION_DENSE);
+    assert_int_equal(c->layers[2].attention, MSA__ATTENTION_MOBA);
     assert_int_equal(msa__config_count_attention(c, MSA__ATTENTION_MSA), 57);
     assert_int_equal(c->window, 512);
     assert_int_equal(c->window_blocks, 16);
+    assert_int_equal(c->moba_pages, 4); /* of 512 tokens, in pages of 128 */
+    assert_int_equal(c->moba_topk, 4);
 }
 
 static void test_other_kinds_of_attention(void **state)
 {
     (void)state;
     static const char two_full[] = "\"layer_types\": [\"full_attention\", \"full_attention\"";
-    expect_changed(flattened, two_full, MORE_KINDS, has_more_kinds);
+    expect_changed(flattened,
+                   "\"layer_types\": [\"full_attention\", \"full_attention\", \"full_attention\"",
+                   MORE_KINDS, has_more_kinds);
     const refusal cases[] = {
         {two_full, "\"layer_types\": [\"sliding_attention\", \"full_attention\"", MSA_EFORMAT,
          "text_config.sliding_window is missing"},
@@ -345,6 +350,12 @@ static void test_other_kinds_of_attention(void **state)
          "\"sliding_window\": 9, \"layer_types\": [\"full_attention\", \"full_attention\"",
          MSA_EUNSUPPORTED, "sliding_window = 9, must be null"},
         {two_full, "\"layer_types\": [\"full_attention\"", MSA_EFORMAT, "[59 items]"},
+        {two_full, "\"moba_block_size\": 200, \"layer_types\": [\"moba_group\", \"full_attention\"",
+         MSA_EUNSUPPORTED, "moba_block_size = 200, must be a multiple of index_block_size = 128"},
+        {two_full,
+         "\"moba_block_size\": 4096, \"moba_topk\": 12, \"layer_types\": [\"moba\", "
+         "\"full_attention\"",
+         MSA_EFORMAT, "moba_topk = 12, must be an integer in 1..2"},
     };
     expect_refusals(flattened, cases, sizeof(cases) / sizeof(cases[0]));
     const refusal released_cases[] = {

@@ -22,8 +22,8 @@ msa_status msa__cpu_index_quantize(msa_context *ctx, const msa_index_quantize_ar
     for (int32_t s = 0; s < args->kv.n_seqs; s++) {
         quantize_job job = {args, s, 0};
         int64_t end;
-        msa__index8_filled(msa__kv_length(&args->kv, s), cu[s + 1] - cu[s], args->block_size,
-                           &job.first_block, &end);
+        msa__kv_filled_blocks(msa__kv_length(&args->kv, s), cu[s + 1] - cu[s], args->block_size,
+                              &job.first_block, &end);
         if (end > job.first_block) {
             msa__parallel_for(ctx->pool, end - job.first_block, quantize_block, &job);
         }
