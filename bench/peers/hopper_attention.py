@@ -12,7 +12,6 @@ import argparse
 import datetime
 import importlib.util
 import statistics
-import sys
 
 import torch
 import torch.nn.functional as F
@@ -165,7 +164,8 @@ def main():
         if out:
             out.write(
                 f"1,{datetime.date.today()},{options.commit},{machine},{peer},{case},{n_new},{n_keys},{reps},"
-                f"{median:.2f},{p10:.2f},{p90:.2f},{torch.__version__},{' '.join(sys.argv)}\n"
+                f"{median:.2f},{p10:.2f},{p90:.2f},{torch.__version__},"
+                f"python3 hopper_attention.py --max-context {options.max_context}\n"
             )
 
 
