@@ -30,6 +30,7 @@ extern const cli_command cli_cmd_render;
 extern const cli_command cli_cmd_run;
 extern const cli_command cli_cmd_shards;
 extern const cli_command cli_cmd_tokenize;
+extern const cli_command cli_cmd_train;
 extern const cli_command cli_cmd_train_tokenizer;
 
 const cli_command *const cli_commands[] = {
@@ -40,6 +41,7 @@ const cli_command *const cli_commands[] = {
     &cli_cmd_make_model,
     &cli_cmd_logits,
     &cli_cmd_tokenize,
+    &cli_cmd_train,
     &cli_cmd_train_tokenizer,
     &cli_cmd_shards,
     &cli_cmd_render,

@@ -169,6 +169,15 @@ static msa_status allocate(const msa__parameters *p, const char *what, int64_t n
     return status;
 }
 
+static msa_status zero(const msa__parameters *p, float *array, int64_t n)
+{
+    for (int64_t at = 0; at < n; at += ZEROS) {
+        int64_t piece = n - at < ZEROS ? n - at : ZEROS;
+        MSA_TRY(msa_memory_copy(p->ctx, array + at, p->zeros, (size_t)piece * sizeof(float)));
+    }
+    return MSA_OK;
+}
+
 static msa_status create(msa__parameters *p)
 {
     static const float zeros[ZEROS];
@@ -197,7 +206,8 @@ static msa_status create(msa__parameters *p)
                      &p->router_bias));
     /* Gaps between tensors stay zero in all of them. */
     float *arrays[] = {p->masters, p->gradients, p->m, p->v};
-    for (int i = 0; i < 4; i++) MSA_TRY(msa__parameters_zero(p, arrays[i]));
+    for (int i = 0; i < 4; i++) MSA_TRY(zero(p, arrays[i], p->n));
+    MSA_TRY(zero(p, p->router_bias, p->n_router_bias));
     bind(p);
     return list_expert_gradients(p);
 }
@@ -242,11 +252,7 @@ void msa__parameters_free(msa__parameters *p)
 
 msa_status msa__parameters_zero(const msa__parameters *p, float *array)
 {
-    for (int64_t at = 0; at < p->n; at += ZEROS) {
-        int64_t n = p->n - at < ZEROS ? p->n - at : ZEROS;
-        MSA_TRY(msa_memory_copy(p->ctx, array + at, p->zeros, (size_t)n * sizeof(float)));
-    }
-    return MSA_OK;
+    return zero(p, array, p->n);
 }
 
 static float *master_of(const msa__parameters *p, const msa__parameter *one)
