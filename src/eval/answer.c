@@ -52,32 +52,37 @@ static int is_stop(const msa_eval_args *args, int32_t token)
     return 0;
 }
 
-static msa_status has_line_break(const msa_tokenizer *tokenizer, int32_t token, int32_t *found)
+/* Whether a token is text at all (models have more rows than their tokenizer has tokens), and
+ * whether it breaks the line. */
+static msa_status look_at(const msa_tokenizer *tokenizer, int32_t token, int32_t *is_text,
+                          int32_t *breaks_line)
 {
     char *text;
     size_t n;
-    MSA_TRY(msa_tokenizer_decode(tokenizer, &token, 1, &text, &n));
-    *found = memchr(text, '\n', n) != NULL;
+    *is_text = *breaks_line = 0;
+    msa_status status = msa_tokenizer_decode(tokenizer, &token, 1, &text, &n);
+    if (status == MSA_EINVAL) return MSA_OK;
+    MSA_TRY(status);
+    *is_text = 1;
+    *breaks_line = memchr(text, '\n', n) != NULL;
     msa_free(text);
     return MSA_OK;
 }
 
-/* Up to max_tokens ids that the tokenizer knows; a model's rows beyond them mean no text. */
+/* Up to max_tokens ids that are text. */
 static msa_status generate(const msa_eval_args *args, msa_session *session, int32_t max_tokens,
                            int32_t one_line, int32_t *ids, size_t *n_ids, int64_t *n_generated)
 {
     msa_sample_args greedy;
     msa_sample_args_init(&greedy);
     for (int32_t i = 0; i < max_tokens; i++) {
-        int32_t token, ends = 0;
+        int32_t token, is_text, breaks_line;
         MSA_TRY(msa_session_sample(session, &greedy, &token));
         if (is_stop(args, token)) break;
         ++*n_generated;
-        if (token < msa_tokenizer_size(args->tokenizer)) {
-            ids[(*n_ids)++] = token;
-            if (one_line) MSA_TRY(has_line_break(args->tokenizer, token, &ends));
-        }
-        if (ends || i == max_tokens - 1) break;
+        MSA_TRY(look_at(args->tokenizer, token, &is_text, &breaks_line));
+        if (is_text) ids[(*n_ids)++] = token;
+        if ((breaks_line && one_line) || i == max_tokens - 1) break;
         msa_batch_item item = {.session = session, .tokens = &token, .n_tokens = 1};
         MSA_TRY(msa_engine_forward(args->engine, &item, 1, NULL));
     }
