@@ -277,10 +277,11 @@ static int run_job(job *j)
     if (status != CLI_OK) return status;
     msa_status done = read_files(j);
     if (done == MSA_OK) done = needed_tokens(j, &n_tokens);
-    if (done == MSA_OK) done = check_rows(j);
     if (done != MSA_OK) return cli_complain_library(done);
     status = cli_runtime_start(&j->runtime, n_tokens);
     if (status != CLI_OK) return status;
+    done = check_rows(j);
+    if (done != MSA_OK) return cli_complain_library(done);
     msa_session_destroy(j->runtime.session); /* the evaluation makes its own */
     j->runtime.session = NULL;
     j->rows = calloc((size_t)(j->n_tasks * j->n_lengths + 1), sizeof(*j->rows));
