@@ -23,4 +23,7 @@ void msa__batch_clear(msa__batch *batch);
 void msa__batch_add(msa__batch *batch, const int32_t *tokens, int64_t n, int32_t next,
                     int64_t first_target);
 
+/* Append a sequence of n > 0 tokens without loss, which fills what documents left over. */
+void msa__batch_pad(msa__batch *batch, int32_t token, int64_t n);
+
 #endif

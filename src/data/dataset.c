@@ -10,141 +10,75 @@
 
 #include "base/error.h"
 #include "base/rng.h"
-#include "data/token_source.h"
-#include "data/tokenize.h"
+#include "data/source.h"
 #include "model/checksum.h"
 #include "model/json_optional.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 #define SHARE_BITS 24
 #define MAX_ROWS   (UINT64_C(1) << 38) /* of a run: times a share it fits in 64 bits */
 
-typedef struct source {
-    msa__token_source tokens;
-    double weight;
-    uint64_t share; /* of the rows that no earlier source fills, times 2^SHARE_BITS */
-    uint64_t key;   /* of its permutations */
-} source;
-
 struct msa__dataset {
     msa__vocabulary vocabulary;
-    source *sources;
+    msa__source *sources;
+    uint64_t *shares; /* of the rows that no earlier source fills, times 2^SHARE_BITS */
     int32_t n_sources;
     uint64_t fingerprint;
 };
 
-/* What opening needs besides the dataset. */
-typedef struct opener {
-    msa__dataset *dataset;
-    const char *cache;
-    uint64_t seed;
-    msa_progress_fn progress;
-    void *user;
-} opener;
-
 /* ---- open --------------------------------------------------------------------------------- */
 
-/* The shards of a source: made from text, or there already. */
-static msa_status list_shards(const opener *o, const msa__json *description, msa__file_list *shards)
-{
-    const msa__json *text = msa__json_get(description, "text");
-    const char *path;
-    if (!text) {
-        const msa__json *folder;
-        MSA_TRY(msa__json_need(description, "shards", &folder));
-        MSA_TRY(msa__json_string(folder, &path));
-        return msa__file_list_fill(shards, path, ".safetensors");
-    }
-    MSA_TRY(msa__json_string(text, &path));
-    if (!o->cache) {
-        return msa__json_fail(text, MSA_EFORMAT, "needs the key cache beside sources");
-    }
-    msa__file_list files = {0};
-    msa_status status = msa__file_list_fill(&files, path, ".txt");
-    if (status == MSA_OK) {
-        status =
-            msa__tokenize(shards, o->cache, &o->dataset->vocabulary, &files, o->progress, o->user);
-    }
-    msa__file_list_free(&files);
-    return status;
-}
-
-static msa_status refuse_unknown(const msa__json *object, const char *const *known)
-{
-    MSA__JSON_EACH(member, object)
-    {
-        const char *const *k = known;
-        while (*k && strcmp(*k, member->key) != 0) k++;
-        if (!*k) return msa__json_fail(member, MSA_EUNSUPPORTED, "is not a key of this object");
-    }
-    return MSA_OK;
-}
-
-static msa_status open_source(const opener *o, const msa__json *description, source *s)
-{
-    static const char *const known[] = {"text", "shards", "weight", NULL};
-    MSA_TRY(msa__json_type_is(description, MSA__JSON_OBJECT));
-    MSA_TRY(refuse_unknown(description, known));
-    const msa__json *weight = msa__json_get(description, "weight");
-    s->weight = 1;
-    if (weight) MSA_TRY(msa__json_double(weight, &s->weight));
-    if (!(s->weight >= 1e-6 && s->weight <= 1e6)) {
-        return msa__json_fail(weight, MSA_EFORMAT, "must be a number from 1e-6 to 1e6");
-    }
-    msa__file_list shards = {0};
-    msa_status status = list_shards(o, description, &shards);
-    if (status == MSA_OK) {
-        status = msa__token_source_open(&s->tokens, &shards, &o->dataset->vocabulary);
-    }
-    msa__file_list_free(&shards);
-    return status;
-}
-
 /* Shares of the chain of choices, and a key for each source. */
-static void finish_sources(const opener *o)
+static void finish_sources(msa__dataset *d, uint64_t seed)
 {
-    msa__dataset *d = o->dataset;
     double rest = 0; /* weight of this source and those behind it */
-    d->fingerprint = msa__checksum(d->vocabulary.fingerprint, &o->seed, sizeof(o->seed));
+    d->fingerprint = msa__checksum(d->vocabulary.fingerprint, &seed, sizeof(seed));
     for (int32_t i = d->n_sources - 1; i >= 0; i--) {
-        source *s = &d->sources[i];
+        msa__source *s = &d->sources[i];
         uint32_t words[4];
-        msa__philox(o->seed, (uint64_t)i, 0, words);
+        msa__philox(seed, (uint64_t)i, 0, words);
         s->key = (uint64_t)words[1] << 32 | words[0];
         rest += s->weight;
         double share = s->weight / rest * (1 << SHARE_BITS);
-        s->share = share < 1 ? 1 : (uint64_t)share;
-        d->fingerprint = msa__checksum(d->fingerprint, &s->share, sizeof(s->share));
-        for (int64_t k = 0; k < s->tokens.n_shards; k++) {
-            int64_t text = s->tokens.shards[k].text;
-            d->fingerprint = msa__checksum(d->fingerprint, &text, sizeof(text));
-        }
+        d->shares[i] = share < 1 ? 1 : (uint64_t)share;
+        d->fingerprint = msa__checksum(d->fingerprint, &d->shares[i], sizeof(d->shares[i]));
+        d->fingerprint = msa__checksum(d->fingerprint, &s->fingerprint, sizeof(s->fingerprint));
     }
 }
 
-static msa_status open_dataset(opener *o, const msa__json *description)
+static msa_status open_sources(msa__dataset *d, const msa__json *list,
+                               const msa__source_context *context)
+{
+    if (list->n_children == 0) {
+        return msa__json_fail(list, MSA_EFORMAT, "must hold at least one source");
+    }
+    d->sources = calloc((size_t)list->n_children, sizeof(*d->sources));
+    d->shares = calloc((size_t)list->n_children, sizeof(*d->shares));
+    if (!d->sources || !d->shares) return MSA_FAIL(MSA_ENOMEM, "dataset: no memory for sources");
+    MSA__JSON_EACH(item, list)
+    {
+        MSA_TRY(msa__source_open(&d->sources[d->n_sources++], item, context));
+    }
+    return MSA_OK;
+}
+
+static msa_status open_dataset(msa__dataset *d, const msa__json *description,
+                               msa__source_context *context)
 {
     static const char *const known[] = {"tokenizer", "cache", "sources", NULL};
-    msa__dataset *d = o->dataset;
-    const msa__json *tokenizer, *sources, *cache = msa__json_get(description, "cache");
+    const msa__json *tokenizer, *sources, *cache;
     const char *dir;
     MSA_TRY(msa__json_type_is(description, MSA__JSON_OBJECT));
-    MSA_TRY(refuse_unknown(description, known));
+    MSA_TRY(msa__refuse_unknown(description, known));
     MSA_TRY(msa__json_need(description, "tokenizer", &tokenizer));
     MSA_TRY(msa__json_string(tokenizer, &dir));
-    if (cache) MSA_TRY(msa__json_string(cache, &o->cache));
+    cache = msa__json_get(description, "cache");
+    if (cache) MSA_TRY(msa__json_string(cache, &context->cache));
     MSA_TRY(need_typed(description, "sources", MSA__JSON_ARRAY, &sources));
-    if (sources->n_children == 0) {
-        return msa__json_fail(sources, MSA_EFORMAT, "must hold at least one source");
-    }
     MSA_TRY(msa__vocabulary_open(&d->vocabulary, dir));
-    d->sources = calloc((size_t)sources->n_children, sizeof(*d->sources));
-    if (!d->sources) return MSA_FAIL(MSA_ENOMEM, "dataset: no memory for its sources");
-    MSA__JSON_EACH(item, sources) MSA_TRY(open_source(o, item, &d->sources[d->n_sources++]));
-    finish_sources(o);
-    return MSA_OK;
+    context->vocabulary = &d->vocabulary;
+    return open_sources(d, sources, context);
 }
 
 msa_status msa__dataset_open(msa__dataset **out, const msa__json *description, const char *cache,
@@ -153,38 +87,38 @@ msa_status msa__dataset_open(msa__dataset **out, const msa__json *description, c
     *out = NULL;
     msa__dataset *d = calloc(1, sizeof(*d));
     if (!d) return MSA_FAIL(MSA_ENOMEM, "dataset: no memory");
-    opener o = {d, cache, seed, progress, user};
-    msa_status status = open_dataset(&o, description);
-    if (status == MSA_OK)
-        *out = d;
-    else
+    msa__source_context context = {NULL, cache, progress, user};
+    msa_status status = open_dataset(d, description, &context);
+    if (status != MSA_OK) {
         msa__dataset_close(d);
-    return status;
+        return status;
+    }
+    finish_sources(d, seed);
+    *out = d;
+    return MSA_OK;
 }
 
 void msa__dataset_close(msa__dataset *dataset)
 {
     if (!dataset) return;
-    for (int32_t i = 0; i < dataset->n_sources; i++) {
-        msa__token_source_close(&dataset->sources[i].tokens);
-    }
+    for (int32_t i = 0; i < dataset->n_sources; i++) msa__source_close(&dataset->sources[i]);
     msa__vocabulary_close(&dataset->vocabulary);
     free(dataset->sources);
+    free(dataset->shares);
     free(dataset);
 }
 
 /* ---- batches ------------------------------------------------------------------------------ */
 
 /* The source of row *row; *row becomes its number among the rows of that source. */
-static const source *choose_source(const msa__dataset *dataset, uint64_t *row)
+static const msa__source *choose_source(const msa__dataset *dataset, uint64_t *row)
 {
-    const source *s = dataset->sources;
-    for (;; s++) {
-        uint64_t before = *row * s->share >> SHARE_BITS;
-        uint64_t after = (*row + 1) * s->share >> SHARE_BITS;
+    for (int32_t i = 0;; i++) {
+        uint64_t before = *row * dataset->shares[i] >> SHARE_BITS;
+        uint64_t after = (*row + 1) * dataset->shares[i] >> SHARE_BITS;
         if (after > before) {
             *row = before;
-            return s;
+            return &dataset->sources[i];
         }
         *row -= before;
     }
@@ -206,8 +140,8 @@ msa_status msa__dataset_batch(const msa__dataset *dataset, uint64_t index, int64
     msa__batch_clear(out);
     for (uint64_t i = 0; i < rows; i++) {
         uint64_t row = index * rows + i;
-        const source *s = choose_source(dataset, &row);
-        msa__token_source_row(&s->tokens, s->key, row, length, out);
+        const msa__source *s = choose_source(dataset, &row);
+        MSA_TRY(msa__source_row(s, &dataset->vocabulary, row, length, out));
     }
     return MSA_OK;
 }

@@ -4,11 +4,14 @@
  *
  *     {"tokenizer": "FOLDER", "cache": "FOLDER",
  *      "sources": [{"text": "books/train", "weight": 0.8},
- *                  {"shards": "FOLDER", "weight": 0.2}]}
+ *                  {"shards": "FOLDER", "weight": 0.1},
+ *                  {"tasks": ["single-needle", "passkey"], "lengths": [1024, 4096],
+ *                   "haystack": "books/train", "loss": "answer", "weight": 0.1}]}
  *
  * text is a .txt file or a folder of them, one document a file, tokenized once into shards below
- * cache; shards is a file or folder made before. A weight is a share of the tokens, relative to the
- * sum of all. docs/data.md tells more.
+ * cache; shards is a file or folder made before; tasks are made from the seed, with a loss on the
+ * "answer" or on "all". A weight is a share of the rows, relative to the sum of all. docs/data.md
+ * tells more.
  *
  * A batch is rows of `length` tokens, each filled by one source. Nothing is read forward: row r of
  * the whole run belongs to a source by arithmetic, and is one of its rows by a permutation that the

@@ -222,7 +222,7 @@ static void test_descriptions_are_checked(void **state)
         const char *sources, *message;
     } cases[] = {
         {MSA_EFORMAT, "[]", "at least one source"},
-        {MSA_EFORMAT, "[{\"weight\": 1}]", "shards is missing"},
+        {MSA_EFORMAT, "[{\"weight\": 1}]", "must have a key text, shards or tasks"},
         {MSA_EUNSUPPORTED, "[{\"text\": \"@/text\", \"wieght\": 1}]", "wieght"},
         {MSA_EFORMAT, "[{\"text\": \"@/text\", \"weight\": 0}]", "must be a number from"},
         {MSA_EFORMAT, "[{\"text\": \"@/tokenizer\"}]", "must hold files named *.txt"},

@@ -63,8 +63,9 @@ static void test_oom(void **state)
     char json[1024];
     snprintf(json, sizeof(json),
              "{\"tokenizer\": \"%s/trained\", \"sources\": [{\"shards\": "
-             "\"%s/shards\"}, {\"text\": \"%s/text\"}]}",
-             c.dir, c.dir, c.dir);
+             "\"%s/shards\"}, {\"text\": \"%s/text\"}, {\"tasks\": [\"passkey\"], "
+             "\"lengths\": [1024], \"haystack\": \"%s/text\"}]}",
+             c.dir, c.dir, c.dir, c.dir);
     EXPECT_OK(msa__json_parse(&description, NULL, "test", json, strlen(json)));
     assert_true(sweep(&c, open_dataset) > 20);
     msa__json_free(description);
