@@ -7,6 +7,7 @@
  */
 #include "backend/cpu/cpu_attention.h"
 #include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/cpu_choices.h"
 #include "backend/cpu/cpu_tiles.h"
 
 #include <string.h>
@@ -16,15 +17,10 @@
 #define PIECE_NUMBERS    (1024 * 16 * 128) /* of O: 8 MiB, 1024 tokens of M3's groups */
 #define MIN_PIECE_TOKENS 16
 
-/* One entry of the sorted list: a token of the piece chose a block. */
-typedef struct {
-    int32_t block, token;
-} choice;
-
 typedef struct {
     msa__attend_scratch block;
     msa__attend_rows rows; /* a token owns token_rows consecutive ones */
-    choice *choices, *sorted;
+    msa__choice *choices, *sorted;
 } piece_scratch;
 
 typedef struct {
@@ -54,8 +50,8 @@ static void take_scratch(const attend_job *job, msa__arena *arena, piece_scratch
     int64_t n_choices = n_tokens * job->args->blocks.shape[2];
     msa__attend_scratch_take(&job->at, arena, &scratch->block);
     msa__attend_rows_take(&job->at, arena, n_tokens * job->token_rows, &scratch->rows);
-    scratch->choices = msa__take(arena, n_choices, sizeof(choice));
-    scratch->sorted = msa__take(arena, n_choices, sizeof(choice));
+    scratch->choices = msa__take(arena, n_choices, sizeof(msa__choice));
+    scratch->sorted = msa__take(arena, n_choices, sizeof(msa__choice));
 }
 
 /* Sizes of the workspace; with a base also its pieces. */
@@ -81,48 +77,6 @@ size_t msa__cpu_attend_workspace(const msa_context *ctx, const msa_attend_args *
 {
     attend_job job;
     return lay_out(&job, ctx, args, NULL);
-}
-
-static const int32_t *row_of(const msa_tensor *blocks, int64_t token, int64_t head)
-{
-    return (const int32_t *)blocks->data + token * blocks->stride[0] + head * blocks->stride[1];
-}
-
-/* Stable sort by block, a byte at a time; returns the array that holds the result. */
-static choice *sort_choices(choice *from, choice *to, int64_t n, int32_t max_block)
-{
-    for (int32_t shift = 0; shift < 32 && max_block >> shift; shift += 8) {
-        int32_t start[256] = {0}, sum = 0;
-        for (int64_t i = 0; i < n; i++) start[from[i].block >> shift & 255]++;
-        for (int32_t b = 0; b < 256; b++) {
-            int32_t count = start[b];
-            start[b] = sum;
-            sum += count;
-        }
-        for (int64_t i = 0; i < n; i++) to[start[from[i].block >> shift & 255]++] = from[i];
-        choice *swap = from;
-        from = to;
-        to = swap;
-    }
-    return from;
-}
-
-static choice *list_choices(const attend_job *job, const msa__tile *tile, int32_t head,
-                            const piece_scratch *scratch, int64_t *n_choices)
-{
-    const msa_tensor *blocks = &job->args->blocks;
-    int32_t max_block = 0;
-    int64_t n = 0;
-    for (int32_t t = 0; t < tile->n_tokens; t++) {
-        const int32_t *row = row_of(blocks, tile->first_token + t, head);
-        for (int64_t k = 0; k < blocks->shape[2] && row[k] >= 0; k++) {
-            scratch->choices[n++] = (choice){row[k], t};
-            if (row[k] > max_block) max_block = row[k];
-        }
-    }
-    *n_choices = n;
-    if (tile->n_tokens == 1) return scratch->choices; /* a row is sorted already */
-    return sort_choices(scratch->choices, scratch->sorted, n, max_block);
 }
 
 /* The rows of one token of the piece. */
@@ -153,7 +107,7 @@ static void start_tokens(const attend_job *job, const msa__tile *tile,
 /* Tokens choices[0..n) attend to their common block. Keys past a token's position are cut off: only
  * its local block has any. */
 static void visit_block(const attend_job *job, const msa__tile *tile, int32_t head,
-                        const piece_scratch *scratch, const choice *choices, int64_t n,
+                        const piece_scratch *scratch, const msa__choice *choices, int64_t n,
                         int32_t next_block)
 {
     const msa__attention *at = &job->at;
@@ -188,7 +142,8 @@ static void attend_piece(void *arg, int64_t item, int32_t thread)
 
     msa__query_rows queries = {&job->args->q, tile->first_token, head * at->group, at->group};
     int64_t n;
-    const choice *choices = list_choices(job, tile, head, &scratch, &n);
+    const msa__choice *choices =
+        msa__list_choices(&job->args->blocks, tile, head, scratch.choices, scratch.sorted, &n);
     at->kernels->enter();
     start_tokens(job, tile, &queries, &scratch);
     for (int64_t i = 0, end; i < n; i = end) {

@@ -30,4 +30,21 @@ msa_status msa__cpu_linear(msa_context *ctx, const msa_linear_args *args, void *
 size_t msa__cpu_moe_workspace(const msa_context *ctx, const msa_moe_args *args);
 msa_status msa__cpu_moe(msa_context *ctx, const msa_moe_args *args, void *workspace);
 
+size_t msa__cpu_reverse_index_workspace(const msa_context *ctx, const msa_reverse_index_args *args);
+msa_status msa__cpu_reverse_index(msa_context *ctx, const msa_reverse_index_args *args,
+                                  void *workspace);
+size_t msa__cpu_attend_backward_workspace(const msa_context *ctx,
+                                          const msa_attend_backward_args *args);
+msa_status msa__cpu_attend_backward(msa_context *ctx, const msa_attend_backward_args *args,
+                                    void *workspace);
+size_t msa__cpu_dense_attend_backward_workspace(const msa_context *ctx,
+                                                const msa_dense_attend_backward_args *args);
+msa_status msa__cpu_dense_attend_backward(msa_context *ctx,
+                                          const msa_dense_attend_backward_args *args,
+                                          void *workspace);
+size_t msa__cpu_index_kl_workspace(const msa_context *ctx, const msa_index_kl_args *args);
+msa_status msa__cpu_index_kl(msa_context *ctx, const msa_index_kl_args *args, void *workspace);
+size_t msa__cpu_block_mass_workspace(const msa_context *ctx, const msa_block_mass_args *args);
+msa_status msa__cpu_block_mass(msa_context *ctx, const msa_block_mass_args *args, void *workspace);
+
 #endif

@@ -10,6 +10,13 @@
 
 #include "backend/cpu/isa/kernels.h"
 
+/* A number for every element of a tile: lane_step 1, row_step 0: one per column; lane_step 0,
+ * row_step 16: one per row, written 16 times. */
+typedef struct msa__tile_numbers {
+    const float *at;
+    int64_t row_step, lane_step;
+} msa__tile_numbers;
+
 typedef struct msa__attend_kernels {
     /* (M6): max[j] = scale * max over the keys, -inf at least, NaN ignored. Returns the lanes with
      * not max[j] <= bound[j]: a NaN bound lets every score pass. */
@@ -29,6 +36,13 @@ typedef struct msa__attend_kernels {
 
     /* row[j] *= factor[j] for 16 rows of n numbers, n a multiple of 16. */
     void (*scale_rows)(float *rows, int64_t ld, int64_t n, const float *factor);
+
+    /* (M18) on a tile of n_rows rows of n numbers, n a multiple of 16: weights from scores,
+     * x = exp2(scale * x - shift); and dS from dP, y = p * (y - delta). */
+    void (*weigh)(float *x, int64_t ld, int64_t n_rows, int64_t n, float scale,
+                  msa__tile_numbers shift);
+    void (*slope)(float *y, const float *p, int64_t ld, int64_t n_rows, int64_t n,
+                  msa__tile_numbers delta);
 } msa__attend_kernels;
 
 extern const msa__attend_kernels msa__attend_generic, msa__attend_avx2, msa__attend_avx512;

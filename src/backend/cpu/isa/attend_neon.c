@@ -8,4 +8,6 @@ const msa__attend_kernels msa__attend_neon = {
     .softmax_f32 = softmax_f32,
     .softmax_bf16 = softmax_bf16,
     .scale_rows = scale_rows,
+    .weigh = weigh,
+    .slope = slope,
 };

@@ -137,3 +137,32 @@ static void scale_rows(float *rows, int64_t ld, int64_t n, const float *factor)
         for (int64_t i = 0; i < n; i += 16) lanes_store(row + i, lanes_mul(lanes_load(row + i), f));
     }
 }
+
+static void weigh(float *x, int64_t ld, int64_t n_rows, int64_t n, float scale,
+                  msa__tile_numbers shift)
+{
+    lanes by = lanes_set(scale), minus = lanes_set(-1.0f);
+    for (int64_t i = 0; i < n_rows; i++) {
+        const float *row_shift = shift.at + i * shift.row_step;
+        for (int64_t j = 0; j < n; j += 16) {
+            lanes minus_shift = lanes_mul(lanes_load(row_shift + j * shift.lane_step), minus);
+            float *at = x + i * ld + j;
+            lanes_store(at, lanes_exp2(lanes_fma(lanes_load(at), by, minus_shift)));
+        }
+    }
+}
+
+static void slope(float *y, const float *p, int64_t ld, int64_t n_rows, int64_t n,
+                  msa__tile_numbers delta)
+{
+    lanes minus = lanes_set(-1.0f);
+    for (int64_t i = 0; i < n_rows; i++) {
+        const float *row_delta = delta.at + i * delta.row_step;
+        for (int64_t j = 0; j < n; j += 16) {
+            lanes d = lanes_load(row_delta + j * delta.lane_step);
+            float *at = y + i * ld + j;
+            lanes difference = lanes_fma(d, minus, lanes_load(at));
+            lanes_store(at, lanes_mul(lanes_load(p + i * ld + j), difference));
+        }
+    }
+}
