@@ -6,6 +6,7 @@
 
 #include "base/rng.h"
 #include "msa/msa.h"
+#include "train/trainer.h"
 
 #include <math.h>
 #include <signal.h>
@@ -231,6 +232,71 @@ static void test_killed_at_any_time(void **state)
     corpus_remove(&c);
 }
 
+/* ---- what ends a stage, and a run ---------------------------------------------------------- */
+
+/* The gate is looked at with every validation: here the first one passes it. */
+static void test_gate_ends_a_stage(void **state)
+{
+    (void)state;
+    corpus c = make_corpus();
+    static const char config[] =
+        CONFIG("{\"attention\": \"warmup\", \"steps\": 50, \"gate\": 0.01},"
+               "{\"attention\": \"warmup\", \"steps\": 2, \"gate\": 1}",
+               "\"validation\": {\"every\": 3, \"batches\": 1, \"data\":"
+               "{\"tokenizer\": \"@/tokenizer\", \"cache\": \"@/cache\","
+               "\"sources\": [{\"text\": \"@/text\"}]}},");
+    msa_trainer_state s = run_steps(&c, config, "run", 3);
+    assert_int_equal(s.stage, 1);
+    assert_int_equal(s.n_steps, 5);
+    assert_int_equal(s.n_tokens, 5 * 192);
+    s = run_steps(&c, config, "run", 5);
+    assert_int_equal(s.stage, 2);
+    assert_int_equal(s.step, 5);
+    size_t n;
+    char *log = read_file(corpus_path(&c, "run/log.jsonl"), &n);
+    assert_non_null(strstr(log, "\"ended_by\": \"gate\""));
+    free(log);
+    corpus_remove(&c);
+}
+
+static float weight_m(const msa_trainer *t)
+{
+    return t->parameters.m[t->parameters.group_begin[MSA__GROUP_UNDECAYED]];
+}
+
+/* Steps without finite gradients change nothing but the count; a row of them ends the run. */
+static void test_not_finite(void **state)
+{
+    (void)state;
+    corpus c = make_corpus();
+    static const char config[] = CONFIG("{\"steps\": 9}", "\"optimizer\": {\"max_skipped\": 1},");
+    msa_trainer *trainer;
+    msa_trainer_state s;
+    msa_context *ctx = make_context();
+    msa_trainer_state_init(&s);
+    EXPECT_OK(open_run(&c, ctx, config, "run", &trainer));
+    EXPECT_OK(msa_trainer_step(trainer));
+    float *weight =
+              trainer->parameters.masters + trainer->parameters.group_begin[MSA__GROUP_UNDECAYED],
+          kept = weight[0], moment = weight_m(trainer);
+    weight[0] = NAN;
+    EXPECT_OK(msa_trainer_step(trainer));
+    EXPECT_OK(msa_trainer_get_state(trainer, &s));
+    assert_true(s.skipped);
+    assert_int_equal(s.step, 2);
+    assert_true(weight_m(trainer) == moment);
+    weight[0] = kept;
+    EXPECT_OK(msa_trainer_step(trainer));
+    EXPECT_OK(msa_trainer_get_state(trainer, &s));
+    assert_false(s.skipped);
+    weight[0] = NAN;
+    EXPECT_OK(msa_trainer_step(trainer));
+    EXPECT_FAIL(MSA_EINVAL, "not finite for 2 steps", msa_trainer_step(trainer));
+    msa_trainer_destroy(trainer);
+    msa_context_destroy(ctx);
+    corpus_remove(&c);
+}
+
 /* ---- checkpoints -------------------------------------------------------------------------- */
 
 static void test_checkpoint_is_a_model(void **state)
@@ -356,6 +422,8 @@ int main(void)
         cmocka_unit_test(test_resume_is_exact),
         cmocka_unit_test(test_recomputation_is_exact),
         cmocka_unit_test(test_killed_at_any_time),
+        cmocka_unit_test(test_gate_ends_a_stage),
+        cmocka_unit_test(test_not_finite),
         cmocka_unit_test(test_checkpoint_is_a_model),
         cmocka_unit_test(test_old_checkpoints_go),
         cmocka_unit_test(test_refusals),

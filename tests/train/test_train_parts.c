@@ -1,0 +1,188 @@
+/* Parts of training that need no model: schedules, one row of recall, counted operations. */
+#include "train_fixture.h"
+
+#include "harness/cmocka_all.h"
+
+#include "base/rng.h"
+#include "train/flops.h"
+#include "train/recall_row.h"
+#include "train/train_config.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+static void expect_near(double found, double expected, double tolerance)
+{
+    if (!(fabs(found - expected) <= tolerance)) fail_msg("%.17g, not %.17g", found, expected);
+}
+
+/* ---- schedules ---------------------------------------------------------------------------- */
+
+static void test_schedules(void **state)
+{
+    (void)state;
+    msa__stage s = {.steps = 100, .warmup_steps = 10, .final_lr = 0.1, .decay_part = 0.2};
+    for (int32_t kind = MSA__SCHEDULE_COSINE; kind <= MSA__SCHEDULE_CONSTANT; kind++) {
+        s.schedule = kind;
+        expect_near(msa__schedule_share(&s, 0), 0.1, 1e-12);
+        expect_near(msa__schedule_share(&s, 9), 1, 1e-12);
+        expect_near(msa__schedule_share(&s, 10), 1, 1e-12);
+        for (int64_t i = 11; i < 100; i++) {
+            assert_true(msa__schedule_share(&s, i) <= msa__schedule_share(&s, i - 1));
+        }
+    }
+    s.schedule = MSA__SCHEDULE_COSINE;
+    expect_near(msa__schedule_share(&s, 55), 0.1 + 0.9 * 0.5, 1e-12);
+    expect_near(msa__schedule_share(&s, 100), 0.1, 1e-12);
+    s.schedule = MSA__SCHEDULE_WSD;
+    expect_near(msa__schedule_share(&s, 80), 1, 1e-12);
+    expect_near(msa__schedule_share(&s, 90), 0.1 + 0.9 * 0.5, 1e-12);
+    s.schedule = MSA__SCHEDULE_CONSTANT;
+    expect_near(msa__schedule_share(&s, 99), 1, 0);
+    s = (msa__stage){.steps = 1, .schedule = MSA__SCHEDULE_WSD, .decay_part = 1};
+    expect_near(msa__schedule_share(&s, 0), 1, 0);
+}
+
+/* ---- recall ------------------------------------------------------------------------------- */
+
+#define BLOCKS 9
+#define TOPK   3
+
+/* The largest mass that K blocks can hold, by trying all of them; forced: with the last one. */
+static double best_mass(const float *mass, int32_t forced)
+{
+    double best = -1;
+    for (int32_t a = 0; a < BLOCKS; a++) {
+        for (int32_t b = a + 1; b < BLOCKS; b++) {
+            for (int32_t c = b + 1; c < BLOCKS; c++) {
+                double sum = (double)mass[a] + (double)mass[b] + (double)mass[c];
+                if ((!forced || c == BLOCKS - 1) && sum > best) best = sum;
+            }
+        }
+    }
+    return best;
+}
+
+static void test_recall_row(void **state)
+{
+    (void)state;
+    msa__config *config = calloc(1, sizeof(*config));
+    assert_non_null(config);
+    config->topk_blocks = TOPK;
+    config->n_local_blocks = 1;
+    for (uint64_t row = 0; row < 200; row++) {
+        float mass[BLOCKS];
+        int32_t blocks[TOPK] = {(int32_t)(row % 4), (int32_t)(4 + row % 3), BLOCKS - 1};
+        int32_t best[MSA__RECALL_ROW_IDS];
+        double captured = 0;
+        msa_recall r = {0};
+        for (uint64_t i = 0; i < BLOCKS; i++) {
+            uint32_t words[4];
+            msa__philox(1, i, row, words);
+            mass[i] = msa__uniform(words[0]);
+        }
+        for (int i = 0; i < TOPK; i++) captured += (double)mass[blocks[i]];
+        msa__recall_add_row(&r, config, mass, BLOCKS, blocks, best);
+        assert_int_equal(r.n_rows, 1);
+        expect_near(r.captured_mass, captured, 1e-12);
+        expect_near(r.oracle_ratio, captured / best_mass(mass, 0), 1e-12);
+        expect_near(r.oracle_ratio_forced, captured / best_mass(mass, 1), 1e-12);
+        assert_true(r.score_recall <= r.oracle_ratio + 1e-12);
+        assert_true(r.block_recall_forced >= 1.0 / TOPK - 1e-12); /* the local block */
+    }
+    free(config);
+}
+
+/* The best blocks themselves recall everything. */
+static void test_recall_of_the_best(void **state)
+{
+    (void)state;
+    static const float mass[BLOCKS] = {0.1f, 0.5f, 0, 0, 0.2f, 0, 0, 0, 0.2f};
+    static const int32_t blocks[TOPK] = {1, 4, 8}, poor[TOPK] = {2, 8, -1};
+    int32_t best[MSA__RECALL_ROW_IDS];
+    msa_recall sums = {0}, mean;
+    msa__config *config = calloc(1, sizeof(*config));
+    assert_non_null(config);
+    config->topk_blocks = TOPK;
+    config->n_local_blocks = 1;
+    msa__recall_add_row(&sums, config, mass, BLOCKS, blocks, best);
+    msa__recall_mean(&sums, &mean);
+    expect_near(mean.block_recall, 1, 0);
+    expect_near(mean.oracle_ratio, 1, 1e-12);
+    msa__recall_add_row(&sums, config, mass, BLOCKS, poor, best);
+    msa__recall_mean(&sums, &mean);
+    assert_int_equal(mean.n_rows, 2);
+    expect_near(mean.block_recall, (1 + 1.0 / 3) / 2, 1e-12);
+    expect_near(mean.captured_mass, (0.9 + 0.2) / 2, 1e-7);
+    sums = (msa_recall){0};
+    msa__recall_mean(&sums, &mean);
+    assert_int_equal(mean.n_rows, 0);
+    expect_near(mean.oracle_ratio, 1, 0);
+    free(config);
+}
+
+/* ---- operations --------------------------------------------------------------------------- */
+
+/* Pairs that the rows of a layer see, counted one by one. */
+static double count_pairs(const msa__config *c, int32_t layer, int32_t sparse)
+{
+    const msa__walk_batch *batch = tiny_batch();
+    double pairs = 0;
+    for (int32_t s = 0; s < batch->n_seqs; s++) {
+        for (int32_t i = 0; i < batch->cu_seqlens[s + 1] - batch->cu_seqlens[s]; i++) {
+            int32_t kind = c->layers[layer].attention, local = i / c->block_size, kept = local + 1;
+            if (sparse && kind == MSA__ATTENTION_MSA && kept > c->topk_blocks)
+                kept = c->topk_blocks;
+            if (kind == MSA__ATTENTION_WINDOW_CONTROL && kept > c->window_blocks) {
+                kept = c->window_blocks;
+            }
+            double seen = (kept - 1) * c->block_size + i % c->block_size + 1;
+            if (kind == MSA__ATTENTION_SWA && i + 1 > c->window) seen = c->window;
+            pairs += seen;
+        }
+    }
+    return pairs;
+}
+
+static void check_flops(const char *config, msa__phase phase, double matrices)
+{
+    tiny t;
+    msa__walk_mode mode = {.phase = phase};
+    tiny_create(&t, config, "ref", 1, MSA_DTYPE_F32, MSA__KEEP_ALL);
+    const msa__config *c = &t.config;
+    double q = c->n_q_heads * c->head_dim, index_q = c->n_kv_heads * c->index_dim;
+    double expected = matrices * TINY_TOKENS;
+    for (int32_t layer = 0; layer < c->n_layers; layer++) {
+        double pairs = count_pairs(c, layer, phase == MSA__PHASE_SPARSE);
+        expected += 14 * q * pairs;
+        if (c->layers[layer].attention != MSA__ATTENTION_MSA || phase == MSA__PHASE_DENSE) continue;
+        expected += 2 * (q + 3 * index_q) * pairs;
+        if (phase == MSA__PHASE_SPARSE) expected += 2 * index_q * count_pairs(c, layer, 0);
+    }
+    expect_near(msa__flops(&t.parameters, &mode, tiny_batch()), expected, 1e-6 * expected);
+    tiny_destroy(&t);
+}
+
+static void test_operations(void **state)
+{
+    (void)state;
+    /* q, k, v, o, and MLPs of width 64, or 2 of 4 experts, a shared one and the router */
+    double attention = 48 * 64 * 2 + 48 * 32 * 2, dense = 3 * 48 * 64, head = 48 * 64;
+    double experts = 3 * 3 * 48 * 32 + 4 * 48, index = 48 * 32 + 48 * 16;
+    double m3 = 6 * (3 * attention + dense + 2 * experts + head);
+    check_flops(tiny_config, MSA__PHASE_DENSE, m3);
+    check_flops(tiny_config, MSA__PHASE_WARMUP, m3 + 4 * 2 * index);
+    check_flops(tiny_config, MSA__PHASE_SPARSE, m3 + 4 * 2 * index);
+    check_flops(tiny_window_config, MSA__PHASE_DENSE, 6 * (3 * attention + 3 * dense + head));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_schedules),
+        cmocka_unit_test(test_recall_row),
+        cmocka_unit_test(test_recall_of_the_best),
+        cmocka_unit_test(test_operations),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
