@@ -48,21 +48,33 @@ static int is_perplexity(const char *task)
     return strcmp(task, "perplexity") == 0;
 }
 
+static int is_recall(const char *task)
+{
+    return strcmp(task, "recall") == 0;
+}
+
+/* What is no generated task: it reads --text. */
+static int reads_text(const char *task)
+{
+    return is_perplexity(task) || is_recall(task);
+}
+
 static int is_task(const char *word)
 {
     const char *name;
     for (int32_t i = 0; (name = msa_task_name(i, NULL)) != NULL; i++) {
         if (strcmp(name, word) == 0) return 1;
     }
-    return is_perplexity(word);
+    return reads_text(word);
 }
 
 static int unknown_task(const char *word)
 {
-    const char *known[MAX_TASKS + 2] = {NULL};
+    const char *known[MAX_TASKS + 3] = {NULL};
     int32_t n = 0;
     for (; n < MAX_TASKS && msa_task_name(n, NULL); n++) known[n] = msa_task_name(n, NULL);
-    known[n] = "perplexity";
+    known[n++] = "perplexity";
+    known[n] = "recall";
     const char *near = cli_nearest(word, known);
     if (near) {
         cli_complain("--task: unknown task \"%.64s\"; did you mean \"%s\"?", word, near);
@@ -115,12 +127,13 @@ static int parse_lengths(job *j)
     return CLI_OK;
 }
 
-static int predicts_text(const job *j)
+/* The first task that needs a text; NULL: none. */
+static const char *text_task(const job *j)
 {
     for (int32_t i = 0; i < j->n_tasks; i++) {
-        if (is_perplexity(j->tasks[i])) return 1;
+        if (reads_text(j->tasks[i])) return j->tasks[i];
     }
-    return 0;
+    return NULL;
 }
 
 static int parse(job *j)
@@ -137,8 +150,8 @@ static int parse(job *j)
         if (status != CLI_OK) return status;
     }
     int status = parse_lengths(j);
-    if (status == CLI_OK && predicts_text(j) && !o->haystack && !o->text) {
-        cli_complain("perplexity needs --text PATH or --haystack PATH");
+    if (status == CLI_OK && text_task(j) && !o->haystack && !o->text) {
+        cli_complain("%s needs --text PATH or --haystack PATH", text_task(j));
         return usage();
     }
     return status;
@@ -186,7 +199,7 @@ static msa_status check_rows(const job *j)
         msa_task_args_init(&args);
         msa_task_sample_init(&sample);
         args.task = j->tasks[i / j->n_lengths];
-        if (is_perplexity(args.task)) continue;
+        if (reads_text(args.task)) continue;
         args.length = j->lengths[i % j->n_lengths];
         args.seed = (uint64_t)j->options->seed;
         args.count_tokens = msa_tokenizer_count;
@@ -221,12 +234,20 @@ static void fill_args(const job *j, const char *task, int64_t length, cli_progre
     args->seed = (uint64_t)j->options->seed;
     args->text = j->haystack;
     args->text_bytes = j->haystack_bytes;
-    if (is_perplexity(task) && j->text) {
+    if (reads_text(task) && j->text) {
         args->text = j->text;
         args->text_bytes = j->text_bytes;
     }
     args->progress = watch;
     args->user = bar;
+}
+
+static msa_status run_recall(job *j, const msa_eval_args *args, cli_eval_row *row)
+{
+    row->n_layers = j->runtime.info.n_layers;
+    row->layers = calloc((size_t)row->n_layers, sizeof(*row->layers));
+    if (!row->layers) return MSA_ENOMEM;
+    return msa_eval_recall(&row->result, row->layers, j->runtime.model, args);
 }
 
 /* One row; length 0 is the RULER file. */
@@ -243,6 +264,8 @@ static msa_status run_row(job *j, const char *task, int64_t length)
     if (length == 0) {
         args.count = 0;
         status = msa_eval_ruler(&row->result, &args, j->ruler);
+    } else if (is_recall(task)) {
+        status = run_recall(j, &args, row);
     } else if (is_perplexity(task)) {
         status = msa_eval_perplexity(&row->result, &args);
     } else {
@@ -306,6 +329,7 @@ static int run_eval(const void *values)
     cli_runtime_close(&j.runtime);
     msa_free(j.haystack);
     msa_free(j.text);
+    for (int32_t i = 0; j.rows && i < j.n_tasks * j.n_lengths; i++) free(j.rows[i].layers);
     free(j.rows);
     free(j.task_words);
     return status;
@@ -318,6 +342,7 @@ static void list_tasks(void (*row)(const char *name, const char *text))
         row(name, description);
     }
     row("perplexity", "loss on a text, by the number of tokens before");
+    row("recall", "what each layer's selection captures of full attention on a text");
 }
 
 #define AT(member) offsetof(eval_options, member)
@@ -337,7 +362,7 @@ static const cli_option options[] = {
     {CLI_FOLDER, 0, "haystack", "DIR", AT(haystack), NULL, 0, 0,
      "Hide needles in the .txt files of DIR (or in one file) instead of made-up sentences."},
     {CLI_FOLDER, 0, "text", "PATH", AT(text), NULL, 0, 0,
-     "Text for perplexity: a .txt file or a folder of them; --haystack's unless given."},
+     "Text for perplexity and recall: a .txt file or a folder of them; --haystack's unless given."},
     {CLI_FLAG, 0, "json", NULL, AT(json), NULL, 0, 0, "Print JSON instead of a table."},
     CLI_ENGINE_ROWS(eval_options, engine),
     {0},

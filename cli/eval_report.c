@@ -48,6 +48,25 @@ static void print_positions(const msa_eval_result *result)
     }
 }
 
+static void print_recall(const char *name, const msa_recall *r)
+{
+    char rows[32];
+    cli_print("  %-9s %13s %10.3f %13.3f %13.3f %13.3f\n", name, cli_grouped(r->n_rows, rows),
+              r->captured_mass, r->block_recall, r->score_recall, r->oracle_ratio);
+}
+
+static void print_layers(const cli_eval_row *row)
+{
+    cli_print("  %-9s %13s %10s %13s %13s %13s\n", "layer", "rows", "captured", "block recall",
+              "score recall", "oracle ratio");
+    for (int32_t i = 0; i < row->n_layers; i++) {
+        char name[16];
+        snprintf(name, sizeof(name), "%d", (int)i);
+        if (row->layers[i].n_rows >= 0) print_recall(name, &row->layers[i]);
+    }
+    print_recall("all", &row->result.recall);
+}
+
 void cli_eval_print_row(const cli_eval_row *row)
 {
     char length[32], read[32], write[32] = "", time[32];
@@ -59,7 +78,9 @@ void cli_eval_print_row(const cli_eval_row *row)
     cli_print("%-20s %9s %7lld %7.1f %% %10s %9s  %s\n", row->task, cli_grouped(r->length, length),
               (long long)r->count, 100 * r->accuracy, read, write,
               cli_duration(r->read_seconds + r->generate_seconds, time));
-    if (predicts(r)) {
+    if (row->layers) {
+        print_layers(row);
+    } else if (predicts(r)) {
         print_positions(r);
     } else if (r->n_bins > 1) {
         print_depths(r);
@@ -96,6 +117,34 @@ static void print_bins(const msa_eval_result *result)
     cli_print("]");
 }
 
+static void print_recall_members(const msa_recall *r)
+{
+    cli_print("\"rows\": %lld", (long long)r->n_rows);
+    print_number("captured_mass", r->captured_mass);
+    print_number("block_recall", r->block_recall);
+    print_number("score_recall", r->score_recall);
+    print_number("oracle_ratio", r->oracle_ratio);
+    print_number("block_recall_forced", r->block_recall_forced);
+    print_number("score_recall_forced", r->score_recall_forced);
+    print_number("oracle_ratio_forced", r->oracle_ratio_forced);
+}
+
+static void print_recall_json(const cli_eval_row *row)
+{
+    const char *separator = "";
+    cli_print(",\n   ");
+    print_recall_members(&row->result.recall);
+    cli_print(",\n   \"layers\": [");
+    for (int32_t i = 0; i < row->n_layers; i++) {
+        if (row->layers[i].n_rows < 0) continue;
+        cli_print("%s{\"layer\": %d, ", separator, (int)i);
+        print_recall_members(&row->layers[i]);
+        cli_print("}");
+        separator = ",\n    ";
+    }
+    cli_print("]");
+}
+
 static void print_entry(const cli_eval_row *row)
 {
     const msa_eval_result *r = &row->result;
@@ -112,6 +161,7 @@ static void print_entry(const cli_eval_row *row)
     cli_print(", \"generated_tokens\": %lld", (long long)r->generated_tokens);
     print_number("generate_seconds", r->generate_seconds);
     if (r->n_bins > 0) print_bins(r);
+    if (row->layers) print_recall_json(row);
     cli_print("}");
 }
 

@@ -8,6 +8,8 @@
 typedef struct cli_eval_row {
     const char *task;
     msa_eval_result result;
+    msa_recall *layers; /* [n_layers] of a recall row; NULL otherwise */
+    int32_t n_layers;
 } cli_eval_row;
 
 void cli_eval_print_head(void);

@@ -89,6 +89,7 @@ typedef struct msa_eval_result {
     int32_t n_bins; /* tasks without needles have none; empty ones are left out */
     int32_t reserved;
     msa_eval_bin bins[MSA_EVAL_MAX_BINS];
+    msa_recall recall; /* of msa_eval_recall: over all layers; zero elsewhere */
 } msa_eval_result;
 MSA_ARGS_INIT(msa_eval_result)
 
@@ -103,6 +104,16 @@ MSA_API MSA_CHECK_RESULT msa_status msa_eval_task(msa_eval_result *result,
 MSA_API MSA_CHECK_RESULT msa_status msa_eval_ruler(msa_eval_result *result,
                                                    const msa_eval_args *args,
                                                    const msa_ruler_file *file);
+
+/* Compare the selection of every MSA layer with full attention, over the windows that
+ * msa_eval_perplexity predicts. The engine says dtype and attention; accuracy is the block recall.
+ *
+ * model     the engine's
+ * layers    [n_layers] out: means over all windows, as msa_recall_measure writes them
+ * Errors    as msa_eval_perplexity; what msa_recall_measure returns
+ */
+MSA_API MSA_CHECK_RESULT msa_status msa_eval_recall(msa_eval_result *result, msa_recall *layers,
+                                                    msa_model *model, const msa_eval_args *args);
 
 /* Predict `count` windows of `length` tokens, spread evenly over the text's tokens: the first
  * begins with the text, the last ends with it. Bins are powers of two.

@@ -1,6 +1,7 @@
 """msa eval: the contract of its output, every task, files good and bad."""
 
 import json
+import os
 
 import pytest
 
@@ -72,6 +73,19 @@ def test_table(msa, model, books):
     assert "512" in lines[-1]
 
 
+def test_recall(msa, model, books):
+    """On the reference backend, which has every operator."""
+    words = ["--task", "recall", "--text", books, "--length", 150, "--count", 1, "--json"]
+    environment = dict(os.environ, MSA_BACKEND="ref")
+    (entry,) = results(msa("eval", model, *words, env=environment))["tasks"]
+    assert [layer["layer"] for layer in entry["layers"]] == [1, 2, 3]
+    for part in [entry, *entry["layers"]]:
+        assert part["rows"] > 0
+        assert 0 < part["block_recall"] <= part["block_recall_forced"] <= 1
+        assert 0 < part["captured_mass"] < part["oracle_ratio"] <= 1
+    assert entry["accuracy"] == entry["block_recall"]
+
+
 def said_by(msa, model, prompt):
     """Some letters that the model says after a prompt."""
     result = msa("run", model, "-p", prompt, "-n", 100, "-t", 0, "-q")
@@ -105,6 +119,7 @@ def test_ruler_file(msa, model, tmp_path):
         (2, "unknown task", ["--task", "passkey,"]),
         (2, "--length", ["--task", "passkey", "--length", "1K,x"]),
         (2, "perplexity needs --text", ["--task", "perplexity"]),
+        (2, "recall needs --text", ["--task", "passkey,recall"]),
         (1, "needs", ["--task", "passkey,common-words", "--length", 100]),
         (1, "No such file", ["--task", "passkey", "--haystack", "/nowhere"]),
         (1, "No such file", ["--ruler", "/nowhere.jsonl"]),

@@ -251,6 +251,60 @@ static void test_text_too_short(void **state)
     EXPECT_FAIL(MSA_EINVAL, "text is empty", msa_eval_perplexity(&result, &args));
 }
 
+/* ---- recall ------------------------------------------------------------------------------- */
+
+/* Two windows are their two measurements, each with the weight of its rows. The reference backend
+ * has every operator that this takes. */
+static void test_recall(void **state)
+{
+    (void)state;
+    enum { LENGTH = 120, MAX_LAYERS = 8 };
+    int32_t *tokens;
+    size_t n_tokens;
+    subject ref;
+    msa_recall layers[MAX_LAYERS], windows[2][MAX_LAYERS];
+    msa_eval_result result;
+    msa_eval_args args = eval_args(NULL, LENGTH, 2);
+    subject_open(&ref, model_folder.dir, "ref", NULL, 1);
+    assert_in_range(ref.info.n_layers, 2, MAX_LAYERS);
+    args.engine =
+        engine_make(&ref, MSA_DTYPE_F32, MSA_DTYPE_F32, LENGTH, 64, 1, MSA_ATTENTION_SPARSE);
+    args.text = text;
+    args.text_bytes = strlen(text);
+    EXPECT_OK(msa_eval_recall(&result, layers, ref.model, &args));
+    EXPECT_OK(msa_tokenizer_encode(tokenizer, text, strlen(text), &tokens, &n_tokens));
+    for (size_t w = 0; w < 2; w++) {
+        msa_recall_args recall;
+        msa_recall_args_init(&recall);
+        recall.model = ref.model;
+        recall.tokens = tokens + w * (n_tokens - LENGTH);
+        recall.n_tokens = LENGTH;
+        recall.dtype = MSA_DTYPE_F32;
+        recall.layers = windows[w];
+        EXPECT_OK(msa_recall_measure(&recall));
+    }
+    double sum = 0;
+    int64_t n_rows = 0;
+    for (int32_t i = 0; i < ref.info.n_layers; i++) {
+        const msa_recall *a = &windows[0][i], *b = &windows[1][i];
+        assert_int_equal(layers[i].n_rows, a->n_rows < 0 ? -1 : a->n_rows + b->n_rows);
+        if (a->n_rows < 0) continue;
+        assert_true(a->n_rows > 0 && a->n_rows == b->n_rows);
+        assert_true(fabs(layers[i].block_recall - (a->block_recall + b->block_recall) / 2) < 1e-12);
+        assert_true(fabs(layers[i].captured_mass - (a->captured_mass + b->captured_mass) / 2) <
+                    1e-12);
+        sum += layers[i].block_recall * (double)layers[i].n_rows;
+        n_rows += layers[i].n_rows;
+    }
+    assert_int_equal(result.recall.n_rows, n_rows);
+    assert_true(fabs(result.accuracy - sum / (double)n_rows) < 1e-12);
+    assert_true(result.accuracy == result.recall.block_recall);
+    EXPECT_FAIL(MSA_EINVAL, "layers and model", msa_eval_recall(&result, NULL, ref.model, &args));
+    msa_free(tokens);
+    msa_engine_destroy(args.engine);
+    subject_close(&ref);
+}
+
 /* ---- everything else ---------------------------------------------------------------------- */
 
 static int32_t stop_after(void *user, int64_t done, int64_t total)
@@ -330,10 +384,10 @@ static void test_reading_text(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_ruler_scores), cmocka_unit_test(test_generated_tasks),
-        cmocka_unit_test(test_perplexity),   cmocka_unit_test(test_text_too_short),
-        cmocka_unit_test(test_caller_stops), cmocka_unit_test(test_wrong_arguments),
-        cmocka_unit_test(test_reading_text),
+        cmocka_unit_test(test_ruler_scores),    cmocka_unit_test(test_generated_tasks),
+        cmocka_unit_test(test_perplexity),      cmocka_unit_test(test_recall),
+        cmocka_unit_test(test_text_too_short),  cmocka_unit_test(test_caller_stops),
+        cmocka_unit_test(test_wrong_arguments), cmocka_unit_test(test_reading_text),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);
 }
