@@ -95,6 +95,51 @@ MSA_API MSA_CHECK_RESULT msa_status msa_moba_select(msa_context *ctx, const msa_
                                                     const msa_moba_select_args *args,
                                                     void *workspace, size_t workspace_bytes);
 
+/* ---- Lightning ---------------------------------------------------------------------------- */
+
+typedef struct msa_lightning_args {
+    uint32_t struct_size;
+    uint32_t flags;
+    msa_tensor q, k, v;          /* [T, H, D] f32, bf16 or f16: projections, before their SiLU */
+    const int32_t *cu_seqlens_q; /* [B+1] */
+    const float *slopes;         /* [H] s: a state keeps exp(-s) of itself from token to token */
+    int32_t n_seqs;              /* B */
+    int32_t reserved;
+    msa_tensor states;        /* f32 [slots, H, D, D], rows of k by columns of v; or absent */
+    const int32_t *state_in;  /* [B] slot a sequence starts from, -1: from zeros; NULL: all -1 */
+    const int32_t *state_out; /* [B] slot its last state goes to, -1: nowhere; NULL: all -1 */
+    msa_tensor out;           /* [T, H, D] f32, bf16 or f16 */
+} msa_lightning_args;
+MSA_ARGS_INIT(msa_lightning_args)
+
+/* Linear attention with decay, (L20)-(L22): no softmax, no scale, no positions.
+ *
+ * States    a slot may be the in and the out of one sequence; no slot is written by two, or read by
+ *           one and written by another. A sequence without new tokens hands its state on
+ * Numerics  f32. The result of a token depends, within rounding, on the tokens of its sequence that
+ *           are in the same call; not on other sequences, nor on the number of threads
+ * Source    Qin et al., arXiv 2401.04658; MiniMax-01, arXiv 2501.08313
+ * Errors    MSA_EINVAL
+ */
+MSA_API MSA_CHECK_RESULT msa_status msa_lightning_plan(msa_context *ctx,
+                                                       const msa_lightning_args *args,
+                                                       msa_plan *plan);
+MSA_API MSA_CHECK_RESULT msa_status msa_lightning(msa_context *ctx, const msa_plan *plan,
+                                                  const msa_lightning_args *args, void *workspace,
+                                                  size_t workspace_bytes);
+
+typedef struct msa_sigmoid_gate_args {
+    uint32_t struct_size;
+    uint32_t flags;
+    msa_tensor x, gate; /* [T, W] f32, bf16 or f16 */
+    msa_tensor out;     /* [T, W]; may be x or gate */
+} msa_sigmoid_gate_args;
+MSA_ARGS_INIT(msa_sigmoid_gate_args)
+
+/* out = x / (1 + exp(-gate)): what a Lightning layer does to its normed heads. Errors: MSA_EINVAL */
+MSA_API MSA_CHECK_RESULT msa_status msa_sigmoid_gate(msa_context *ctx,
+                                                     const msa_sigmoid_gate_args *args);
+
 #ifdef __cplusplus
 }
 #endif

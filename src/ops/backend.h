@@ -68,6 +68,9 @@ typedef struct msa__backend {
     msa_status (*block_means)(msa_context *ctx, const msa_block_means_args *args);
     size_t (*moba_select_workspace)(const msa_context *ctx, const msa_moba_select_args *args);
     msa_status (*moba_select)(msa_context *ctx, const msa_moba_select_args *args, void *workspace);
+    size_t (*lightning_workspace)(const msa_context *ctx, const msa_lightning_args *args);
+    msa_status (*lightning)(msa_context *ctx, const msa_lightning_args *args, void *workspace);
+    msa_status (*sigmoid_gate)(msa_context *ctx, const msa_sigmoid_gate_args *args);
 
     msa_status (*embed)(msa_context *ctx, const msa_embed_args *args);
     msa_status (*rmsnorm)(msa_context *ctx, const msa_rmsnorm_args *args);

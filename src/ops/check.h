@@ -27,7 +27,8 @@
     X(ROUTER_BACKWARD, 14, "router_backward")                                                      \
     X(MOE_BACKWARD, 15, "moe_backward")                                                            \
     X(SUM_SQUARES, 16, "sum_squares")                                                              \
-    X(MOBA_SELECT, 31, "moba_select")
+    X(MOBA_SELECT, 31, "moba_select")                                                              \
+    X(LIGHTNING, 32, "lightning")
 
 enum {
 #define MSA__OP_CONSTANT(name, value, text) MSA__OP_##name = (value),

@@ -20,6 +20,9 @@ msa_status msa__cpu_window_blocks(msa_context *ctx, const msa_window_blocks_args
 msa_status msa__cpu_block_means(msa_context *ctx, const msa_block_means_args *args);
 size_t msa__cpu_moba_select_workspace(const msa_context *ctx, const msa_moba_select_args *args);
 msa_status msa__cpu_moba_select(msa_context *ctx, const msa_moba_select_args *args, void *workspace);
+size_t msa__cpu_lightning_workspace(const msa_context *ctx, const msa_lightning_args *args);
+msa_status msa__cpu_lightning(msa_context *ctx, const msa_lightning_args *args, void *workspace);
+msa_status msa__cpu_sigmoid_gate(msa_context *ctx, const msa_sigmoid_gate_args *args);
 msa_status msa__cpu_embed(msa_context *ctx, const msa_embed_args *args);
 msa_status msa__cpu_rmsnorm(msa_context *ctx, const msa_rmsnorm_args *args);
 msa_status msa__cpu_rope(msa_context *ctx, const msa_rope_args *args);
