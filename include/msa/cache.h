@@ -31,6 +31,7 @@ typedef struct msa_cache_args {
     int32_t index8; /* 1: room for an eight-bit copy of the index keys, see msa_cache_index8 */
     int32_t reserved;
     const uint8_t *layer_has_means; /* [n_layers]: room for mean keys, msa_cache_means; NULL: none */
+    const uint8_t *layer_has_kv;    /* [n_layers]: K and V lanes; NULL: every layer */
 } msa_cache_args;
 MSA_ARGS_INIT(msa_cache_args)
 

@@ -76,10 +76,12 @@ static msa_status create_cache(msa_engine *engine)
 {
     const msa__config *config = &engine->model->config;
     uint8_t has_index[MSA__MAX_LAYERS], has_means[MSA__MAX_LAYERS];
+    uint8_t has_kv[MSA__MAX_LAYERS];
     int32_t n_index = 0;
     for (int32_t i = 0; i < config->n_layers; i++) {
         has_index[i] = config->layers[i].attention == MSA__ATTENTION_MSA &&
                        engine->args.attention == MSA_ATTENTION_SPARSE;
+        has_kv[i] = config->layers[i].attention != MSA__ATTENTION_LIGHTNING;
         has_means[i] = msa__attention_is_moba(config->layers[i].attention) &&
                        engine->args.attention == MSA_ATTENTION_SPARSE;
         n_index += has_index[i];
@@ -94,6 +96,7 @@ static msa_status create_cache(msa_engine *engine)
     args.max_seqs = engine->args.max_sessions;
     args.layer_has_index = n_index > 0 ? has_index : NULL;
     args.layer_has_means = has_means;
+    args.layer_has_kv = has_kv;
     args.max_tokens = engine->args.max_tokens;
     args.k_dtype = engine->args.k_dtype;
     args.v_dtype = engine->args.v_dtype;
@@ -109,6 +112,7 @@ static msa_status create_forward(msa_engine *engine)
     args.dense_attention = engine->args.attention == MSA_ATTENTION_DENSE;
     args.max_tokens = engine->args.chunk_tokens;
     args.max_seqs = engine->max_batch;
+    args.max_open_seqs = engine->args.max_sessions;
     args.max_pages = msa__ceil_div(engine->args.max_tokens, engine->model->config.block_size);
     args.no_graphs = engine->args.no_graphs;
     return msa__forward_create(&engine->forward, engine->ctx, engine->model, engine->cache, &args);

@@ -87,6 +87,11 @@ msa_status msa_session_fork(msa_session **out, const msa_session *source)
         msa_session_destroy(session);
         return status;
     }
+    status = msa__forward_copy_state(&source->engine->forward, source->seq, session->seq);
+    if (status != MSA_OK) {
+        msa_session_destroy(session);
+        return status;
+    }
     session->n_tokens = source->n_tokens;
     session->has_logits = source->has_logits;
     memcpy(session->tokens, source->tokens, (size_t)source->n_tokens * sizeof(*source->tokens));
@@ -155,6 +160,12 @@ msa_status msa_session_truncate(msa_session *session, int64_t n_tokens)
                         (long long)n_tokens, (long long)session->n_tokens);
     }
     if (n_tokens == session->n_tokens) return MSA_OK;
+    if (n_tokens > 0 && session->engine->forward.states.data) {
+        return MSA_FAIL(MSA_EUNSUPPORTED,
+                        "session_truncate: n_tokens = %lld, must be 0 or %lld: Lightning layers "
+                        "keep only their newest state, fork the session where you will return to",
+                        (long long)n_tokens, (long long)session->n_tokens);
+    }
     MSA_TRY(msa_cache_truncate(session->engine->cache, session->seq, n_tokens));
     session->n_tokens = n_tokens;
     session->has_logits = 0;

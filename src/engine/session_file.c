@@ -104,6 +104,10 @@ static msa_status transfer_body(stream *s, msa_session *session)
         MSA_TRY(transfer(s, session->logits, vocab * sizeof(*session->logits)));
     }
     MSA_TRY(transfer_cache(s, session));
+    const msa__forward *forward = &session->engine->forward;
+    MSA_TRY(transfer_page(s, forward, &forward->states,
+                          msa__forward_state_slot(forward, session->seq),
+                          session->engine->model->config.head_dim));
     return s->writing ? MSA_OK : msa__forward_derive(&session->engine->forward, session->seq);
 }
 

@@ -7,6 +7,7 @@
  *     logits   vocab_size x f32, when has_logits
  *     cache    for every layer, every page: K of every head, V of every head, index K where the
  * layer has that lane; only slots in use, so the file does not depend on what else the pool held
+ *     state    newest state of every Lightning layer, f32 [layers, Hq, D, D]
  *     u64      checksum of everything before it (checksum.h), piece by piece in this order
  */
 #ifndef MSA_ENGINE_SESSION_FILE_H

@@ -94,9 +94,9 @@ static msa_status file_bytes(const msa_engine *engine, int64_t n_tokens, int32_t
         const msa_kv_view *view = &engine->forward.views[i];
         per_token += lane_bytes(&view->k) + lane_bytes(&view->v) + lane_bytes(&view->k_index);
     }
-    size_t bytes;
+    size_t bytes, state = (size_t)engine->forward.states.stride[0] * sizeof(float);
     if (msa__mul_overflow((size_t)n_tokens, per_token, &bytes) ||
-        msa__add_overflow(bytes, logits, &bytes) ||
+        msa__add_overflow(bytes, logits + state, &bytes) ||
         msa__add_overflow(bytes, sizeof(msa__session_header) + sizeof(uint64_t), &bytes)) {
         return MSA_FAIL(MSA_EFORMAT, "session file: n_tokens = %lld, its size overflows",
                         (long long)n_tokens);

@@ -14,7 +14,8 @@ typedef enum msa__attention_kind {
     MSA__ATTENTION_SWA,            /* sliding window */
     MSA__ATTENTION_WINDOW_CONTROL, /* the first block and the latest ones */
     MSA__ATTENTION_MOBA,           /* blocks by the product with their mean key, per query head */
-    MSA__ATTENTION_MOBA_GROUP      /* the same, per group */
+    MSA__ATTENTION_MOBA_GROUP,     /* the same, per group */
+    MSA__ATTENTION_LIGHTNING       /* linear attention with decay: a state, no keys */
 } msa__attention_kind;
 
 typedef struct msa__layer_kind {

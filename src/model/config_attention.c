@@ -18,6 +18,7 @@ static const kind_name kind_names[] = {
     {"window_control", MSA__ATTENTION_WINDOW_CONTROL},
     {"moba", MSA__ATTENTION_MOBA},
     {"moba_group", MSA__ATTENTION_MOBA_GROUP},
+    {"lightning", MSA__ATTENTION_LIGHTNING},
 };
 
 #define N_KINDS (sizeof(kind_names) / sizeof(kind_names[0]))

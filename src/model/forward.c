@@ -17,6 +17,8 @@ size_t msa__step_lay_out(void *memory, int32_t n_tokens, int32_t n_seqs, int32_t
     step->rows = msa__arena_take(&arena, n_rows, sizeof(int32_t));
     step->cu_seqlens = msa__arena_take(&arena, (int64_t)n_seqs + 1, sizeof(int32_t));
     step->kv_lens = msa__arena_take(&arena, n_seqs, sizeof(int32_t));
+    step->state_in = msa__arena_take(&arena, n_seqs, sizeof(int32_t));
+    step->state_out = msa__arena_take(&arena, n_seqs, sizeof(int32_t));
     return arena.used;
 }
 
@@ -37,6 +39,10 @@ static void fill_step(const msa__forward *f, const msa__batch *batch, const msa_
     memcpy(step->cu_seqlens, batch->cu_seqlens, (n_seqs + 1) * sizeof(int32_t));
     for (int32_t i = 0; i < batch->n_seqs; i++) {
         step->kv_lens[i] = (int32_t)msa_cache_length(f->cache, batch->seqs[i]);
+        int32_t n_new = batch->cu_seqlens[i + 1] - batch->cu_seqlens[i];
+        int32_t newest = msa__forward_state_slot(f, batch->seqs[i]);
+        step->state_in[i] = step->kv_lens[i] > n_new ? newest : -1;
+        step->state_out[i] = newest ^ 1;
         for (int32_t n = wanted_rows(batch, i); n > 0; n--) *row++ = batch->cu_seqlens[i + 1] - n;
     }
 }
@@ -83,6 +89,16 @@ msa_status msa__forward_derive(msa__forward *f, int32_t seq)
     MSA_TRY(msa_memory_upload_async(f->ctx, f->step, f->host_step, p.step_bytes));
     MSA_TRY(msa__pass_derive_all(&p, cu_seqlens[1]));
     return msa_context_synchronize(f->ctx);
+}
+
+msa_status msa__forward_copy_state(msa__forward *f, int32_t from, int32_t to)
+{
+    if (!f->states.data) return MSA_OK;
+    size_t state = (size_t)f->states.stride[0];
+    float *states = f->states.data;
+    return msa_memory_copy(f->ctx, states + (size_t)msa__forward_state_slot(f, to) * state,
+                           states + (size_t)msa__forward_state_slot(f, from) * state,
+                           state * sizeof(float));
 }
 
 /* ---- logits ------------------------------------------------------------------------------- */
@@ -157,6 +173,8 @@ msa_status msa__forward_run(msa__forward *forward, const msa__batch *batch, cons
     /* Also after a failure: what was uploaded last may still be read. */
     msa_status finished = msa_context_synchronize(forward->ctx);
     if (status == MSA_OK) status = finished;
-    if (status == MSA_OK) copy_last_rows(batch, (size_t)p.config->vocab_size);
-    return status;
+    MSA_TRY(status);
+    copy_last_rows(batch, (size_t)p.config->vocab_size);
+    for (int32_t i = 0; i < batch->n_seqs; i++) forward->newest[batch->seqs[i]] ^= 1;
+    return MSA_OK;
 }

@@ -41,15 +41,17 @@ typedef struct msa__forward_args {
     int32_t dense_attention; /* 1: MSA layers attend to every key, the index branch is not run */
     int32_t max_tokens, max_seqs; /* of one batch */
     int64_t max_pages;            /* of one sequence */
+    int32_t max_open_seqs;        /* alive at once; ids of the cache are below it */
     int32_t no_graphs;            /* 1: nothing is recorded */
 } msa__forward_args;
 
 /* The arrays of one step, in host memory or in that of the operators. */
 typedef struct msa__step {
-    int32_t *tokens, *positions; /* [n_tokens] */
-    int32_t *rows;               /* [n_rows] tokens whose logits are wanted */
-    int32_t *cu_seqlens;         /* [n_seqs + 1] */
-    int32_t *kv_lens;            /* [n_seqs] */
+    int32_t *tokens, *positions;   /* [n_tokens] */
+    int32_t *rows;                 /* [n_rows] tokens whose logits are wanted */
+    int32_t *cu_seqlens;           /* [n_seqs + 1] */
+    int32_t *kv_lens;              /* [n_seqs] */
+    int32_t *state_in, *state_out; /* [n_seqs] slots of Lightning states */
 } msa__step;
 
 /* A shape of batch that has been run, and its recording once it came again. */
@@ -68,7 +70,8 @@ typedef struct msa__forward {
     msa_cache *cache;
     msa__forward_args args;
 
-    msa_plan linear, moe, select, moba_select, attend, dense_attend; /* for the largest shapes */
+    msa_plan linear, moe, select, moba_select, attend, dense_attend,
+        lightning; /* for the largest shapes */
 
     /* T = max_tokens, A = activation dtype */
     float *residual;           /* [T, H] */
@@ -79,6 +82,7 @@ typedef struct msa__forward {
     float *index_k;            /* [T, Di] */
     void *index_q;             /* [T, Hkv, Di] A */
     void *attended;            /* [T, Hq, D] A */
+    float *lightning_out;      /* [T, Hq, D]; models with Lightning layers */
     int32_t *blocks;           /* [T, heads, K] of the kind of attention with the most */
     int32_t *expert_ids;       /* [T, topk] */
     float *expert_weights;     /* [T, topk] */
@@ -95,6 +99,13 @@ typedef struct msa__forward {
     int64_t *row_versions;                 /* [max_seqs] cache_page_version of uploaded rows */
     msa_kv_view *views;                    /* [n_layers], n_seqs to be set for a batch */
     void *host_copy; /* device backends: of what a tap sees, of a page on its way to a file */
+
+    /* Lightning layers: sequence s has two states, its newest one in slot 2 s + newest[s]. A pass
+     * writes the other and turns newest when it has worked, so a pass that fails changes nothing.
+     */
+    msa_tensor states; /* f32 [2 max_open_seqs, layers Hq, D, D]; absent without such layers */
+    int32_t *newest;   /* [max_open_seqs] host */
+    float *slopes;     /* [layers, Hq] */
 
     msa__recording recordings[MSA__MAX_RECORDINGS];
     int64_t n_runs;
@@ -115,6 +126,13 @@ void msa__forward_destroy(msa__forward *forward);
 /* When it returns all work is done and the logits are where they were asked for.
  * Errors    MSA_EINVAL a token outside the vocabulary; a tap's own status; MSA_EDEVICE */
 msa_status msa__forward_run(msa__forward *forward, const msa__batch *batch, const msa_taps *taps);
+
+/* The slot of a sequence's newest state; and that of `to` becomes a copy of that of `from`. */
+static inline int32_t msa__forward_state_slot(const msa__forward *forward, int32_t seq)
+{
+    return 2 * seq + forward->newest[seq];
+}
+msa_status msa__forward_copy_state(msa__forward *forward, int32_t from, int32_t to);
 
 /* After keys came from elsewhere: make what is derived from those of a sequence. */
 msa_status msa__forward_derive(msa__forward *forward, int32_t seq);

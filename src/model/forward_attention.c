@@ -199,24 +199,31 @@ static msa_status attend(const msa__pass *p, const msa_kv_view *view, msa__atten
     const msa__config *c = p->config;
     msa_tensor blocks = heads(p->forward->blocks, MSA_DTYPE_I32, p->n_tokens,
                               msa__forward_row_heads(c, kind), msa__forward_row_ids(c, kind));
-    switch (kind) {
-    case MSA__ATTENTION_DENSE:
-        return attend_window(p, view, 0);
-    case MSA__ATTENTION_SWA:
-        return attend_window(p, view, c->window);
-    case MSA__ATTENTION_WINDOW_CONTROL:
+    if (kind == MSA__ATTENTION_DENSE) return attend_window(p, view, 0);
+    if (kind == MSA__ATTENTION_SWA) return attend_window(p, view, c->window);
+    if (kind == MSA__ATTENTION_WINDOW_CONTROL) {
         MSA_TRY(choose_window_blocks(p, blocks));
-        break;
-    case MSA__ATTENTION_MOBA:
-    case MSA__ATTENTION_MOBA_GROUP:
+    } else if (msa__attention_is_moba(kind)) {
         MSA_TRY(select_by_means(p, view, layer, blocks));
-        break;
-    case MSA__ATTENTION_MSA:
+    } else {
         MSA_TRY(select_blocks(p, view, blocks));
-        if (!p->taps || !p->taps->selected_blocks) break;
-        MSA_TRY(msa__pass_tap(p, p->taps->selected_blocks, layer, blocks));
+        if (p->taps && p->taps->selected_blocks) {
+            MSA_TRY(msa__pass_tap(p, p->taps->selected_blocks, layer, blocks));
+        }
     }
     return attend_blocks(p, view, blocks);
+}
+
+/* New keys are in the cache before scoring: a token sees itself. */
+static msa_status attend_to_cache(const msa__pass *p, int32_t layer, msa__attention_kind kind)
+{
+    const msa__layer_weights *w = &p->forward->weights->layers[layer];
+    msa_kv_view view = view_of(p, layer);
+    MSA_TRY(project_main(p, w));
+    if (kind == MSA__ATTENTION_MSA) MSA_TRY(project_index(p, w));
+    MSA_TRY(append(p, &view));
+    MSA_TRY(average_blocks(p, &view, layer, p->n_tokens));
+    return attend(p, &view, kind, layer);
 }
 
 msa_status msa__pass_attention(const msa__pass *p, int32_t layer)
@@ -228,14 +235,8 @@ msa_status msa__pass_attention(const msa__pass *p, int32_t layer)
     msa_tensor residual = rows(f->residual, MSA_DTYPE_F32, p->n_tokens, c->hidden_size);
     MSA_TRY(msa__pass_rmsnorm(p, residual, &w->input_norm,
                               rows(f->normed, f->args.dtype, p->n_tokens, c->hidden_size)));
-    MSA_TRY(project_main(p, w));
-    if (kind == MSA__ATTENTION_MSA) MSA_TRY(project_index(p, w));
-
-    /* New keys are in the cache before scoring: a token sees itself. */
-    msa_kv_view view = view_of(p, layer);
-    MSA_TRY(append(p, &view));
-    MSA_TRY(average_blocks(p, &view, layer, p->n_tokens));
-    MSA_TRY(attend(p, &view, kind, layer));
+    MSA_TRY(kind == MSA__ATTENTION_LIGHTNING ? msa__pass_lightning(p, layer)
+                                             : attend_to_cache(p, layer, kind));
     int64_t width = (int64_t)c->n_q_heads * c->head_dim;
     return msa__pass_linear(p, rows(f->attended, f->args.dtype, p->n_tokens, width), &w->o,
                             residual, 1);

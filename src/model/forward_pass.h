@@ -37,6 +37,9 @@ msa_status msa__pass_tap(const msa__pass *p,
                          msa_status (*see)(void *user, int32_t layer, const msa_tensor *tensor),
                          int32_t layer, msa_tensor tensor);
 
+/* f->attended of a Lightning layer from the normed residual, (L19)-(L23). */
+msa_status msa__pass_lightning(const msa__pass *p, int32_t layer);
+
 /* residual += o_proj(attention(norm(residual))), by the layer's kind of attention. */
 msa_status msa__pass_attention(const msa__pass *p, int32_t layer);
 

@@ -6,6 +6,7 @@
 #include "model/forward_pass.h"
 #include "model/rope_frequencies.h"
 
+#include <math.h>
 #include <string.h>
 
 /* Rows of logits that are made together: enough for the head to run well, few enough to hold. */
@@ -127,6 +128,22 @@ static msa_status plan_block_attention(const sizing *s, const msa_kv_view *view,
     return MSA_OK;
 }
 
+static msa_status plan_lightning(const sizing *s)
+{
+    msa__forward *f = s->forward;
+    const msa__config *c = s->config;
+    msa_lightning_args args;
+    msa_plan plan;
+    msa_lightning_args_init(&args);
+    msa_plan_init(&plan);
+    args.q = msa_tensor_make(NULL, MSA_DTYPE_F32, 3, s->n_tokens, c->n_q_heads, c->head_dim, 0);
+    args.k = args.v = args.out = args.q;
+    args.n_seqs = f->args.max_seqs;
+    MSA_TRY(msa_lightning_plan(f->ctx, &args, &plan));
+    keep_largest(&f->lightning, &plan);
+    return MSA_OK;
+}
+
 static msa_status plan_dense_attention(const sizing *s, const msa_kv_view *view, int64_t window)
 {
     msa__forward *f = s->forward;
@@ -155,6 +172,10 @@ static msa_status plan_layer(const sizing *s, int32_t layer)
     }
     MSA_TRY(plan_ffn(s, w, s->config->layers[layer].moe));
     const msa_kv_view *view = &s->forward->views[layer];
+    if (kind == MSA__ATTENTION_LIGHTNING) {
+        MSA_TRY(plan_linear(s, &w->output_gate, MSA_DTYPE_F32));
+        return plan_lightning(s);
+    }
     if (kind == MSA__ATTENTION_DENSE) return plan_dense_attention(s, view, 0);
     if (kind == MSA__ATTENTION_SWA) return plan_dense_attention(s, view, s->config->window);
     if (kind == MSA__ATTENTION_MSA) MSA_TRY(plan_selection(s, view));
@@ -167,8 +188,8 @@ static msa_status plan_operators(const sizing *s)
     msa__forward *f = s->forward;
     for (int32_t layer = 0; layer < s->config->n_layers; layer++) MSA_TRY(plan_layer(s, layer));
     MSA_TRY(plan_linear(s, &f->weights->head, MSA_DTYPE_F32));
-    const msa_plan *plans[] = {&f->linear,      &f->moe,    &f->select,
-                               &f->moba_select, &f->attend, &f->dense_attend};
+    const msa_plan *plans[] = {&f->linear, &f->moe,          &f->select,   &f->moba_select,
+                               &f->attend, &f->dense_attend, &f->lightning};
     for (size_t i = 0; i < sizeof(plans) / sizeof(plans[0]); i++) {
         if (plans[i]->workspace_bytes > f->workspace_bytes) {
             f->workspace_bytes = plans[i]->workspace_bytes;
@@ -193,10 +214,18 @@ static void lay_out_host_tables(msa__forward *f, msa__arena *arena)
         msa__arena_take(arena, f->args.max_seqs, (size_t)f->args.max_pages * sizeof(int32_t));
 }
 
+/* Of one sequence, in all Lightning layers. */
+static int64_t state_floats(const msa__config *c)
+{
+    return (int64_t)msa__config_count_attention(c, MSA__ATTENTION_LIGHTNING) * c->n_q_heads *
+           c->head_dim * c->head_dim;
+}
+
 static void lay_out_host(msa__forward *f, const msa__config *c, msa__arena *arena)
 {
     f->views = msa__arena_take(arena, c->n_layers, sizeof(*f->views));
     f->row_versions = msa__arena_take(arena, f->args.max_seqs, sizeof(*f->row_versions));
+    f->newest = msa__arena_take(arena, f->args.max_open_seqs, sizeof(*f->newest));
     if (!msa_context_uses_device_memory(f->ctx)) return;
     size_t row = (size_t)c->hidden_size * sizeof(float);
     size_t blocks_row = (size_t)c->n_kv_heads * (size_t)c->topk_blocks * sizeof(int32_t);
@@ -205,7 +234,10 @@ static void lay_out_host(msa__forward *f, const msa__config *c, msa__arena *aren
     if (row < blocks_row) row = blocks_row;
     size_t tapped = (size_t)f->args.max_tokens * row;
     size_t page_bytes = (size_t)(page * width) * sizeof(float);
-    f->host_copy = msa__arena_take(arena, 1, tapped > page_bytes ? tapped : page_bytes);
+    size_t state_bytes = (size_t)state_floats(c) * sizeof(float), most = tapped;
+    if (most < page_bytes) most = page_bytes;
+    if (most < state_bytes) most = state_bytes;
+    f->host_copy = msa__arena_take(arena, 1, most);
 }
 
 static int64_t most_row_blocks(const msa__forward *f)
@@ -226,7 +258,8 @@ static void lay_out_buffers(msa__forward *f, const msa__config *c, msa__arena *a
     int64_t n = f->args.max_tokens;
     size_t element = msa_dtype_bytes(f->args.dtype);
     int64_t q_width = (int64_t)c->n_q_heads * c->head_dim;
-    int64_t kv_width = (int64_t)c->n_kv_heads * c->head_dim;
+    int64_t n_lightning = msa__config_count_attention(c, MSA__ATTENTION_LIGHTNING);
+    int64_t kv_width = n_lightning ? q_width : (int64_t)c->n_kv_heads * c->head_dim;
     int64_t index_width = (int64_t)c->n_kv_heads * c->index_dim;
     /* A row's bytes fit easily; the product with the number of rows is the arena's to check. */
     f->residual = msa__arena_take(arena, n, (size_t)c->hidden_size * sizeof(float));
@@ -245,6 +278,14 @@ static void lay_out_buffers(msa__forward *f, const msa__config *c, msa__arena *a
     f->last_rows = msa__arena_take(arena, f->max_rows, (size_t)c->hidden_size * sizeof(float));
     f->logits = msa__arena_take(arena, f->max_rows, (size_t)c->vocab_size * sizeof(float));
     f->inv_freq = msa__arena_take(arena, c->rotary_dim / 2, sizeof(float));
+    if (n_lightning) {
+        int64_t n_slots = 2 * (int64_t)f->args.max_open_seqs;
+        f->lightning_out = msa__arena_take(arena, n, (size_t)q_width * sizeof(float));
+        f->slopes = msa__arena_take(arena, n_lightning, (size_t)c->n_q_heads * sizeof(float));
+        f->states = msa_tensor_make(
+            msa__arena_take(arena, n_slots, (size_t)state_floats(c) * sizeof(float)), MSA_DTYPE_F32,
+            4, n_slots, n_lightning * c->n_q_heads, c->head_dim, c->head_dim);
+    }
     f->workspace = msa__arena_take(arena, 1, f->workspace_bytes);
 }
 
@@ -254,6 +295,26 @@ static msa_status upload_inv_freq(const msa__forward *f, const msa__config *conf
     msa__rope_frequencies(config, inv_freq);
     return msa_memory_upload(f->ctx, f->inv_freq, inv_freq,
                              (size_t)(config->rotary_dim / 2) * sizeof(*inv_freq));
+}
+
+/* s_h = 2^(-8 h / H) (1 - l / (L - 1 + 1e-5) + 1e-5) for head h = 1..H of layer l of L, (L19) */
+static float slope(const msa__config *c, int32_t layer, int64_t h)
+{
+    double rate = 1 - layer / (c->n_layers - 1 + 1e-5) + 1e-5;
+    return (float)(exp2(-8.0 * (double)h / c->n_q_heads) * rate);
+}
+
+static msa_status upload_slopes(const msa__forward *f, const msa__config *c)
+{
+    float *to = f->slopes;
+    for (int32_t layer = 0; layer < c->n_layers; layer++) {
+        if (c->layers[layer].attention != MSA__ATTENTION_LIGHTNING) continue;
+        for (int64_t h = 1; h <= c->n_q_heads; h++) {
+            float s = slope(c, layer, h);
+            MSA_TRY(msa_memory_upload(f->ctx, to++, &s, sizeof(s)));
+        }
+    }
+    return MSA_OK;
 }
 
 /* ---- memory ------------------------------------------------------------------------------- */
@@ -307,6 +368,7 @@ static msa_status create_tables(msa__forward *f, const msa__config *config)
     lay_out_host_tables(f, &host_tables);
     lay_out_host(f, config, &host);
     for (int32_t i = 0; i < f->args.max_seqs; i++) f->row_versions[i] = -1;
+    memset(f->newest, 0, (size_t)f->args.max_open_seqs * sizeof(*f->newest));
     return MSA_OK;
 }
 
@@ -334,6 +396,7 @@ static msa_status create_buffers(msa__forward *f, const msa__config *config)
         allocate(f->ctx, &buffers, OF_OPERATORS, "activations", &f->buffers, &f->buffers_bytes));
     buffers = (msa__arena){f->buffers, 0, 0};
     lay_out_buffers(f, config, &buffers);
+    MSA_TRY(upload_slopes(f, config));
     return upload_inv_freq(f, config);
 }
 

@@ -29,6 +29,8 @@ const msa__layer_role msa__layer_roles[] = {
     {"self_attn.index_k_proj.weight", "self_attn.indexer.k_proj.weight", WHOLE, MATRIX, 0, LAYER(index_k)},
     {"self_attn.index_q_norm.weight", "self_attn.indexer.q_norm.weight", WHOLE, NORM, 0, LAYER(index_q_norm)},
     {"self_attn.index_k_norm.weight", "self_attn.indexer.k_norm.weight", WHOLE, NORM, 0, LAYER(index_k_norm)},
+    {"self_attn.norm.weight", "self_attn.norm.weight", WHOLE, NORM, 0, LAYER(heads_norm)},
+    {"self_attn.output_gate.weight", "self_attn.output_gate.weight", WHOLE, MATRIX, 0, LAYER(output_gate)},
     {"post_attention_layernorm.weight", "post_attention_layernorm.weight", WHOLE, NORM, 0, LAYER(post_attention_norm)},
     {"mlp.gate_proj.weight", "mlp.gate_up_proj.weight", GATE, MATRIX, 0, LAYER(mlp.gate)},
     {"mlp.up_proj.weight", "mlp.gate_up_proj.weight", UP, MATRIX, 0, LAYER(mlp.up)},
@@ -63,7 +65,8 @@ void msa__role_shape(const msa__config *c, const msa__layer_role *role, int32_t 
 {
     int32_t sparse = c->layers[layer].attention == MSA__ATTENTION_MSA, moe = c->layers[layer].moe;
     int64_t hidden = c->hidden_size, q = (int64_t)c->n_q_heads * c->head_dim;
-    int64_t kv = (int64_t)c->n_kv_heads * c->head_dim;
+    int32_t lightning = c->layers[layer].attention == MSA__ATTENTION_LIGHTNING;
+    int64_t kv = lightning ? q : (int64_t)c->n_kv_heads * c->head_dim;
     *rows = *columns = 0;
     if (role->per_expert) {
         if (moe) expert_shape(c, role, rows, columns);
@@ -86,7 +89,7 @@ void msa__role_shape(const msa__config *c, const msa__layer_role *role, int32_t 
         break;
     case LAYER(q_norm):
     case LAYER(k_norm):
-        *rows = c->qk_norm ? c->head_dim : 0;
+        *rows = c->qk_norm && !lightning ? c->head_dim : 0;
         break;
     case LAYER(index_q):
         if (sparse) *rows = (int64_t)c->n_kv_heads * c->index_dim, *columns = hidden;
@@ -97,6 +100,12 @@ void msa__role_shape(const msa__config *c, const msa__layer_role *role, int32_t 
     case LAYER(index_q_norm):
     case LAYER(index_k_norm):
         *rows = sparse ? c->index_dim : 0;
+        break;
+    case LAYER(heads_norm):
+        *rows = lightning ? q : 0;
+        break;
+    case LAYER(output_gate):
+        if (lightning) *rows = q, *columns = hidden;
         break;
     case LAYER(mlp.gate):
     case LAYER(mlp.up):

@@ -11,6 +11,8 @@ typedef struct msa__layer_weights {
     msa_tensor q_norm, k_norm;                  /* [D]; absent without qk_norm */
     msa_weight index_q, index_k;                /* [Hkv*Di, H], [Di, H]; MSA layers */
     msa_tensor index_q_norm, index_k_norm;      /* [Di] */
+    msa_tensor heads_norm;                      /* [Hq*D]; Lightning layers, whose k and v are */
+    msa_weight output_gate;                     /* [Hq*D, H] as q and this gate are */
     msa_mlp_weights mlp;                        /* dense layers */
     msa_tensor router;                          /* [E, H] f32 (or bf16); MoE layers */
     msa_tensor router_bias;                     /* [E] f32, optional */

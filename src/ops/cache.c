@@ -24,7 +24,7 @@ typedef struct cache_layer {
 
 struct msa_cache {
     msa_allocator allocator;
-    msa_cache_args args; /* completed; layer_has_index and layer_has_means are not kept */
+    msa_cache_args args; /* completed; the arrays layer_has_… are not kept */
     msa__page_pool pool;
     cache_layer *layers;  /* [n_layers] */
     cache_seq *seqs;      /* [max_seqs] */
@@ -117,9 +117,12 @@ static msa_status add_lanes(msa_cache *cache)
                        .derived = 1};
     for (int32_t i = 0; i < args->n_layers; i++) {
         cache_layer *layer = &cache->layers[i];
+        layer->k = layer->v = -1;
         layer->k_index = layer->index8_keys = layer->index8_bounds = layer->means = -1;
-        MSA_TRY(msa__page_pool_add_lane(&cache->pool, &k, &layer->k));
-        MSA_TRY(msa__page_pool_add_lane(&cache->pool, &v, &layer->v));
+        if (!args->layer_has_kv || args->layer_has_kv[i]) {
+            MSA_TRY(msa__page_pool_add_lane(&cache->pool, &k, &layer->k));
+            MSA_TRY(msa__page_pool_add_lane(&cache->pool, &v, &layer->v));
+        }
         if (has_index(args, i)) MSA_TRY(add_index_lanes(cache, layer));
         if (!args->layer_has_means || !args->layer_has_means[i]) continue;
         MSA_TRY(msa__page_pool_add_lane(&cache->pool, &means, &layer->means));

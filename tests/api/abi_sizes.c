@@ -86,7 +86,7 @@ static const layout layouts[] = {
     AT(msa_index_quantize_args, block_size, 312), AT(msa_index_quantize_args, reserved, 316),
     AT(msa_index_quantize_args, index8, 320),
 
-    SIZE(msa_cache_args, 88), AT(msa_cache_args, struct_size, 0), AT(msa_cache_args, flags, 4),
+    SIZE(msa_cache_args, 96), AT(msa_cache_args, struct_size, 0), AT(msa_cache_args, flags, 4),
     AT(msa_cache_args, n_layers, 8), AT(msa_cache_args, n_kv_heads, 12),
     AT(msa_cache_args, head_dim, 16), AT(msa_cache_args, index_dim, 20),
     AT(msa_cache_args, block_size, 24), AT(msa_cache_args, max_seqs, 28),
@@ -95,6 +95,7 @@ static const layout layouts[] = {
     AT(msa_cache_args, k_index_dtype, 56), AT(msa_cache_args, k_scale, 60),
     AT(msa_cache_args, v_scale, 64), AT(msa_cache_args, k_index_scale, 68),
     AT(msa_cache_args, index8, 72), AT(msa_cache_args, layer_has_means, 80),
+    AT(msa_cache_args, layer_has_kv, 88),
 
     SIZE(msa_weight, 160), AT(msa_weight, w, 0), AT(msa_weight, scales, 80),
 
