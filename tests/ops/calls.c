@@ -293,6 +293,67 @@ CALL(router, {
     a->weights = stage_bytes(s, a->weights, n * sizeof(float), OUTPUT);
 })
 
+CALL_PLANNED(embed_backward, {
+    a->ids = stage_ints(s, a->ids, a->d_out.shape[0]);
+    stage_tensor(s, &a->d_out, INPUT);
+    stage_tensor(s, &a->d_table, OUTPUT);
+})
+
+CALL_PLANNED(rmsnorm_backward, {
+    stage_tensor(s, &a->x, INPUT);
+    stage_tensor(s, &a->weight, INPUT);
+    stage_tensor(s, &a->d_out, INPUT);
+    stage_tensor(s, &a->dx, OUTPUT);
+    stage_tensor(s, &a->d_weight, OUTPUT);
+})
+
+CALL_PLANNED(linear_backward, {
+    stage_tensor(s, &a->x, INPUT);
+    stage_weight(s, &a->weight);
+    stage_tensor(s, &a->d_out, INPUT);
+    stage_tensor(s, &a->dx, OUTPUT);
+    stage_tensor(s, &a->d_weight, OUTPUT);
+})
+
+CALL(swiglu_backward, {
+    stage_tensor(s, &a->gate, INPUT);
+    stage_tensor(s, &a->up, INPUT);
+    stage_tensor(s, &a->d_out, INPUT);
+    stage_tensor(s, &a->d_gate, OUTPUT);
+    stage_tensor(s, &a->d_up, OUTPUT);
+})
+
+CALL_PLANNED(router_backward, {
+    int64_t n = a->x.shape[0] * a->topk;
+    stage_tensor(s, &a->x, INPUT);
+    stage_tensor(s, &a->weight, INPUT);
+    a->ids = stage_ints(s, a->ids, n);
+    a->d_weights = stage_bytes(s, a->d_weights, (size_t)n * sizeof(float), INPUT);
+    stage_tensor(s, &a->dx, OUTPUT);
+    stage_tensor(s, &a->d_weight, OUTPUT);
+})
+
+CALL(cross_entropy, {
+    stage_tensor(s, &a->logits, INPUT);
+    a->targets = stage_ints(s, a->targets, a->logits.shape[0]);
+    stage_tensor(s, &a->loss, OUTPUT);
+    stage_tensor(s, &a->d_logits, OUTPUT);
+})
+
+CALL(adamw, {
+    size_t bytes = (size_t)a->n * sizeof(float);
+    a->parameters = stage_bytes(s, a->parameters, bytes, OUTPUT);
+    a->gradient = stage_bytes(s, a->gradient, bytes, INPUT);
+    a->m = stage_bytes(s, a->m, bytes, OUTPUT);
+    a->v = stage_bytes(s, a->v, bytes, OUTPUT);
+    stage_tensor(s, &a->copy, OUTPUT);
+})
+
+CALL_PLANNED(sum_squares, {
+    a->x = stage_bytes(s, a->x, (size_t)a->n * sizeof(float), INPUT);
+    a->out = stage_bytes(s, a->out, sizeof(double), OUTPUT);
+})
+
 /* The MLPs are host structs that hold device tensors. */
 static msa_mlp_weights *stage_mlps(stage *s, const msa_mlp_weights *mlps, int32_t n)
 {
@@ -409,3 +470,51 @@ CALL_PLANNED(block_mass, {
     stage_tensor(s, &a->lse, INPUT);
     stage_tensor(s, &a->mass, OUTPUT);
 })
+
+static msa_mlp_gradients *stage_gradients(stage *s, const msa_mlp_gradients *gradients, int32_t n)
+{
+    if (!gradients || n <= 0) return NULL;
+    msa_mlp_gradients *staged = malloc((size_t)n * sizeof(*staged));
+    assert_non_null(staged);
+    for (int32_t i = 0; i < n; i++) {
+        staged[i] = gradients[i];
+        stage_tensor(s, &staged[i].gate, OUTPUT);
+        stage_tensor(s, &staged[i].up, OUTPUT);
+        stage_tensor(s, &staged[i].down, OUTPUT);
+    }
+    return staged;
+}
+
+msa_status call_moe_backward(msa_context *ctx, const msa_plan *plan,
+                             const msa_moe_backward_args *args, void *workspace,
+                             size_t workspace_bytes)
+{
+    if (!msa_context_uses_device_memory(ctx)) {
+        return msa_moe_backward(ctx, plan, args, workspace, workspace_bytes);
+    }
+    stage s = {ctx, NULL, 0, 0};
+    msa_moe_backward_args a = *args;
+    size_t n_choices = (size_t)(a.x.shape[0] * a.topk);
+    msa_status status;
+    stage_tensor(&s, &a.x, INPUT);
+    a.ids = stage_ints(&s, a.ids, (int64_t)n_choices);
+    a.weights = stage_bytes(&s, a.weights, n_choices * sizeof(float), INPUT);
+    msa_mlp_weights *experts = stage_mlps(&s, a.experts, a.n_experts);
+    msa_mlp_weights *shared = stage_mlps(&s, a.shared, 1);
+    msa_mlp_gradients *d_experts = stage_gradients(&s, a.d_experts, a.n_experts);
+    msa_mlp_gradients *d_shared = stage_gradients(&s, a.d_shared, 1);
+    a.experts = experts;
+    a.shared = shared;
+    a.d_experts = d_experts;
+    a.d_shared = d_shared;
+    stage_tensor(&s, &a.d_out, INPUT);
+    stage_tensor(&s, &a.dx, OUTPUT);
+    a.d_weights = stage_bytes(&s, a.d_weights, n_choices * sizeof(float), OUTPUT);
+    workspace = stage_bytes(&s, workspace, workspace_bytes, SCRATCH);
+    RUN_TWICE(&s, status, msa_moe_backward(ctx, plan, &a, workspace, workspace_bytes));
+    free(experts);
+    free(shared);
+    free(d_experts);
+    free(d_shared);
+    return status;
+}

@@ -46,5 +46,26 @@ msa_status call_index_kl(msa_context *ctx, const msa_plan *plan, const msa_index
                          void *workspace, size_t workspace_bytes);
 msa_status call_block_mass(msa_context *ctx, const msa_plan *plan, const msa_block_mass_args *args,
                            void *workspace, size_t workspace_bytes);
+msa_status call_embed_backward(msa_context *ctx, const msa_plan *plan,
+                               const msa_embed_backward_args *args, void *workspace,
+                               size_t workspace_bytes);
+msa_status call_rmsnorm_backward(msa_context *ctx, const msa_plan *plan,
+                                 const msa_rmsnorm_backward_args *args, void *workspace,
+                                 size_t workspace_bytes);
+msa_status call_linear_backward(msa_context *ctx, const msa_plan *plan,
+                                const msa_linear_backward_args *args, void *workspace,
+                                size_t workspace_bytes);
+msa_status call_swiglu_backward(msa_context *ctx, const msa_swiglu_backward_args *args);
+msa_status call_router_backward(msa_context *ctx, const msa_plan *plan,
+                                const msa_router_backward_args *args, void *workspace,
+                                size_t workspace_bytes);
+msa_status call_moe_backward(msa_context *ctx, const msa_plan *plan,
+                             const msa_moe_backward_args *args, void *workspace,
+                             size_t workspace_bytes);
+msa_status call_cross_entropy(msa_context *ctx, const msa_cross_entropy_args *args);
+msa_status call_adamw(msa_context *ctx, const msa_adamw_args *args);
+msa_status call_sum_squares(msa_context *ctx, const msa_plan *plan,
+                            const msa_sum_squares_args *args, void *workspace,
+                            size_t workspace_bytes);
 
 #endif

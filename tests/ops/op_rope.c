@@ -45,8 +45,8 @@ static void compute_expected(const msa_rope_args *args, double *oracle, float *n
                 int64_t pair = second ? i - n_freqs : i;
                 volatile float angle = (float)args->positions[t] * args->inv_freq[pair];
                 double other = tensor_at(x, t, h, second ? pair : pair + n_freqs);
-                double c = cos((double)angle),
-                       s = second ? sin((double)angle) : -sin((double)angle);
+                double c = cos((double)angle), s = sin((double)angle);
+                if (second == args->inverse) s = -s;
                 value = value * c + other * s;
                 plain = (double)((float)plain * (float)c + (float)other * (float)s);
             }
@@ -77,7 +77,7 @@ static void check_everywhere(const msa_rope_args *inputs, const msa_tensor *out,
     }
 }
 
-static void check_case(const rope_case *c, msa_dtype x_dtype, msa_dtype out_dtype)
+static void check_case(const rope_case *c, int32_t inverse, msa_dtype x_dtype, msa_dtype out_dtype)
 {
     msa_rope_args args;
     msa_rope_args_init(&args);
@@ -86,6 +86,7 @@ static void check_case(const rope_case *c, msa_dtype x_dtype, msa_dtype out_dtyp
     args.positions = new_positions(c->n_tokens);
     args.inv_freq = new_frequencies(c->n_freqs);
     args.n_freqs = c->n_freqs;
+    args.inverse = inverse;
     size_t n = (size_t)(c->n_tokens * c->n_heads * c->head_dim);
     double *oracle = fixture_alloc(sizeof(double) * n);
     float *naive = fixture_alloc(sizeof(float) * n);
@@ -99,7 +100,9 @@ static void test_rotations_match_float64(void **state)
 {
     for (int combo = 0; combo < 9; combo++) {
         for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-            check_case(&cases[i], float_dtypes[combo % 3], float_dtypes[combo / 3]);
+            for (int32_t inverse = 0; inverse < 2; inverse++) {
+                check_case(&cases[i], inverse, float_dtypes[combo % 3], float_dtypes[combo / 3]);
+            }
         }
         fixture_teardown(state);
     }
@@ -126,6 +129,34 @@ static void test_known_rotations(void **state)
         assert_float_equal(out[1][0], -2, 1e-6);
         assert_float_equal(out[1][1], 1, 1e-6);
         assert_true(out[1][2] == 3 && out[1][3] == 4);
+    }
+}
+
+/* <R x, y> = <x, R' y>: turning back is the transpose, and so the gradient. */
+static void test_inverse_is_the_transpose(void **state)
+{
+    (void)state;
+    for (int32_t i = 0; context_at(i); i++) {
+        double products[2] = {0, 0};
+        for (int32_t inverse = 0; inverse < 2; inverse++) {
+            msa_rope_args args;
+            msa_rope_args_init(&args);
+            args.x = tensor_new(MSA_DTYPE_F32, 3, 5, 3, 40, 0);
+            args.out = tensor_new(MSA_DTYPE_F32, 3, 5, 3, 40, 0);
+            msa_tensor other = tensor_new(MSA_DTYPE_F32, 3, 5, 3, 40, 0);
+            tensor_fill(&args.x, inverse ? 2 : 1, 1);
+            tensor_fill(&other, inverse ? 1 : 2, 1);
+            args.positions = new_positions(5);
+            args.inv_freq = new_frequencies(16);
+            args.n_freqs = 16;
+            args.inverse = inverse;
+            EXPECT_OK(call_rope(context_at(i), &args));
+            for (int64_t n = 0; n < 5 * 3 * 40; n++) {
+                products[inverse] +=
+                    (double)((float *)args.out.data)[n] * (double)((float *)other.data)[n];
+            }
+        }
+        assert_float_equal(products[0], products[1], 1e-5);
     }
 }
 
@@ -174,6 +205,7 @@ static void test_wrong_arguments_are_named(void **state)
     EXPECT_BAD("rope: x.shape[2] = 0, must be 1..", bad.x.shape[2] = 0);
     EXPECT_BAD("rope: n_freqs = 9, must be 1..8", bad.n_freqs = 9);
     EXPECT_BAD("rope: n_freqs = 0, must be 1..8", bad.n_freqs = 0);
+    EXPECT_BAD("rope: inverse = 2, must be 0..1", bad.inverse = 2);
     EXPECT_BAD("rope: inv_freq = NULL", bad.inv_freq = NULL);
     EXPECT_BAD("rope: positions = NULL", bad.positions = NULL);
     EXPECT_BAD("rope: out.shape[2] = 15, must equal x's extent = 16", bad.out.shape[2] = 15);
@@ -194,6 +226,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(test_rotations_match_float64, fixture_teardown),
         cmocka_unit_test_teardown(test_known_rotations, fixture_teardown),
+        cmocka_unit_test_teardown(test_inverse_is_the_transpose, fixture_teardown),
         cmocka_unit_test_teardown(test_hostile_values_stay_in_their_pair, fixture_teardown),
         cmocka_unit_test_teardown(test_wrong_arguments_are_named, fixture_teardown),
     };

@@ -49,5 +49,30 @@ size_t msa__cpu_index_kl_workspace(const msa_context *ctx, const msa_index_kl_ar
 msa_status msa__cpu_index_kl(msa_context *ctx, const msa_index_kl_args *args, void *workspace);
 size_t msa__cpu_block_mass_workspace(const msa_context *ctx, const msa_block_mass_args *args);
 msa_status msa__cpu_block_mass(msa_context *ctx, const msa_block_mass_args *args, void *workspace);
+size_t msa__cpu_embed_backward_workspace(const msa_context *ctx,
+                                         const msa_embed_backward_args *args);
+msa_status msa__cpu_embed_backward(msa_context *ctx, const msa_embed_backward_args *args,
+                                   void *workspace);
+size_t msa__cpu_rmsnorm_backward_workspace(const msa_context *ctx,
+                                           const msa_rmsnorm_backward_args *args);
+msa_status msa__cpu_rmsnorm_backward(msa_context *ctx, const msa_rmsnorm_backward_args *args,
+                                     void *workspace);
+size_t msa__cpu_linear_backward_workspace(const msa_context *ctx,
+                                          const msa_linear_backward_args *args);
+msa_status msa__cpu_linear_backward(msa_context *ctx, const msa_linear_backward_args *args,
+                                    void *workspace);
+msa_status msa__cpu_swiglu_backward(msa_context *ctx, const msa_swiglu_backward_args *args);
+size_t msa__cpu_router_backward_workspace(const msa_context *ctx,
+                                          const msa_router_backward_args *args);
+msa_status msa__cpu_router_backward(msa_context *ctx, const msa_router_backward_args *args,
+                                    void *workspace);
+size_t msa__cpu_moe_backward_workspace(const msa_context *ctx, const msa_moe_backward_args *args);
+msa_status msa__cpu_moe_backward(msa_context *ctx, const msa_moe_backward_args *args,
+                                 void *workspace);
+msa_status msa__cpu_cross_entropy(msa_context *ctx, const msa_cross_entropy_args *args);
+msa_status msa__cpu_adamw(msa_context *ctx, const msa_adamw_args *args);
+size_t msa__cpu_sum_squares_workspace(const msa_context *ctx, const msa_sum_squares_args *args);
+msa_status msa__cpu_sum_squares(msa_context *ctx, const msa_sum_squares_args *args,
+                                void *workspace);
 
 #endif

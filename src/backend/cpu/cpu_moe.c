@@ -39,27 +39,6 @@ static const msa_mlp_weights *expert_at(const moe_job *job, int64_t expert)
     return expert < job->args->n_experts ? &job->args->experts[expert] : job->args->shared;
 }
 
-static int64_t widest_hidden(const msa_moe_args *args)
-{
-    int64_t routed = args->n_experts ? args->experts[0].gate.w.shape[0] : 0;
-    int64_t shared = args->shared ? args->shared->gate.w.shape[0] : 0;
-    return routed > shared ? routed : shared;
-}
-
-/* One kind of product for the whole operator. */
-static int32_t all_in_bf16(const msa_moe_args *args)
-{
-    int32_t all = 1;
-    for (int64_t e = 0; e <= args->n_experts; e++) {
-        const msa_mlp_weights *mlp = e < args->n_experts ? &args->experts[e] : args->shared;
-        if (!mlp) continue;
-        all &= msa__product_is_bf16(args->x.dtype, &mlp->gate);
-        all &= msa__product_is_bf16(args->x.dtype, &mlp->up);
-        all &= msa__product_is_bf16(args->x.dtype, &mlp->down);
-    }
-    return all;
-}
-
 static size_t layout(moe_job *job, const msa_context *ctx, const msa_moe_args *args,
                      void *workspace)
 {
@@ -72,13 +51,14 @@ static size_t layout(moe_job *job, const msa_context *ctx, const msa_moe_args *a
     job->kernels = ctx->cpu_kernels;
     job->args = args;
     job->max_tokens = tokens;
-    job->is_bf16 = all_in_bf16(args);
+    job->is_bf16 = msa__moe_is_bf16(args);
     job->packed_panel_bytes = msa__packed_bytes(job->is_bf16, n_in, 1);
-    job->hidden_panel_bytes = msa__packed_bytes(job->is_bf16, widest_hidden(args), 1);
+    job->hidden_panel_bytes = msa__packed_bytes(job->is_bf16, msa__moe_widest_hidden(args), 1);
     int64_t columns = tokens * ((args->n_experts ? args->topk : 0) + 1);
     job->route.start = msa__arena_take(&arena, args->n_experts + 2, sizeof(*job->route.start));
     job->route.token = msa__arena_take(&arena, columns, sizeof(*job->route.token));
     job->route.weight = msa__arena_take(&arena, columns, sizeof(*job->route.weight));
+    job->route.choice = NULL;
     job->packed = msa__arena_take(&arena, MSA__WAVE_PANELS, job->packed_panel_bytes);
     job->hidden = msa__arena_take(&arena, MSA__WAVE_PANELS, job->hidden_panel_bytes);
     job->sums = msa__arena_take(&arena, tokens * n_in, sizeof(*job->sums));

@@ -6,6 +6,26 @@
 
 #include <string.h>
 
+int64_t msa__moe_widest_hidden(const msa_moe_args *args)
+{
+    int64_t routed = args->n_experts ? args->experts[0].gate.w.shape[0] : 0;
+    int64_t shared = args->shared ? args->shared->gate.w.shape[0] : 0;
+    return routed > shared ? routed : shared;
+}
+
+int32_t msa__moe_is_bf16(const msa_moe_args *args)
+{
+    int32_t all = 1;
+    for (int64_t e = 0; e <= args->n_experts; e++) {
+        const msa_mlp_weights *mlp = e < args->n_experts ? &args->experts[e] : args->shared;
+        if (!mlp) continue;
+        all &= msa__product_is_bf16(args->x.dtype, &mlp->gate);
+        all &= msa__product_is_bf16(args->x.dtype, &mlp->up);
+        all &= msa__product_is_bf16(args->x.dtype, &mlp->down);
+    }
+    return all;
+}
+
 /* Counting sort: count, sum up, place; placing moves every start to the next expert's. */
 void msa__moe_sort(msa__moe_route *route, const msa_moe_args *args, int64_t first_token,
                    int64_t n_tokens)
@@ -22,6 +42,7 @@ void msa__moe_sort(msa__moe_route *route, const msa_moe_args *args, int64_t firs
         int64_t column = start[ids[i]]++;
         route->token[column] = (int32_t)(i / args->topk);
         route->weight[column] = weights[i];
+        if (route->choice) route->choice[column] = (int32_t)i;
     }
     memmove(start + 1, start, (size_t)n_routed * sizeof(*start));
     start[0] = 0;

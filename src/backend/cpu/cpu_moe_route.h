@@ -18,6 +18,7 @@ typedef struct msa__moe_route {
     int64_t *start;    /* [n_experts + 1] first column of every expert */
     int32_t *token;    /* [columns] counted from the first token of the piece */
     float *weight;     /* [columns] */
+    int32_t *choice;   /* [columns] of routed experts: token * topk + place; NULL: not wanted */
 } msa__moe_route;
 
 typedef struct msa__moe_segment {
@@ -32,6 +33,12 @@ typedef struct msa__moe_wave {
     int32_t is_first, is_last;
     msa__moe_segment segments[MSA__WAVE_PANELS];
 } msa__moe_wave;
+
+/* Columns of the widest expert's hidden rows. */
+int64_t msa__moe_widest_hidden(const msa_moe_args *args);
+
+/* One kind of product for the whole operator. */
+int32_t msa__moe_is_bf16(const msa_moe_args *args);
 
 /* Sort n_tokens tokens from first_token. */
 void msa__moe_sort(msa__moe_route *route, const msa_moe_args *args, int64_t first_token,

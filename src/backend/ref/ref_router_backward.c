@@ -34,7 +34,7 @@ static void logit_gradients(const msa_router_backward_args *args, int64_t token,
         score[j] = 1 / (1 + exp(-logit));
         total += score[j];
     }
-    for (int32_t j = 0; j < args->topk; j++) mean += (double)d_weights[j] * score[j] / total;
+    for (int32_t j = 0; j < args->topk; j++) mean += (double)d_weights[j] * (score[j] / total);
     for (int32_t j = 0; j < args->topk; j++) {
         double d_score = (double)args->scaling / total * ((double)d_weights[j] - mean);
         d_logits[j] = d_score * score[j] * (1 - score[j]);

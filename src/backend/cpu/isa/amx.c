@@ -214,4 +214,6 @@ const msa__cpu_kernels msa__kernels_amx = {
     .gemv_bf16 = gemv_bf16,
     .attend = &msa__attend_avx512,
     .gated = gated_activation,
+    .gated_backward = gated_gradient,
+    .exp_below = exp_below,
 };

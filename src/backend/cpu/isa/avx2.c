@@ -134,4 +134,6 @@ const msa__cpu_kernels msa__kernels_avx2 = {
     .gemv_bf16 = msa__avx2_gemv_bf16,
     .attend = &msa__attend_avx2,
     .gated = gated_activation,
+    .gated_backward = gated_gradient,
+    .exp_below = exp_below,
 };

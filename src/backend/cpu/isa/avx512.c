@@ -174,4 +174,6 @@ const msa__cpu_kernels msa__kernels_avx512 = {
     .gemv_bf16 = msa__avx512_gemv_bf16,
     .attend = &msa__attend_avx512,
     .gated = gated_activation,
+    .gated_backward = gated_gradient,
+    .exp_below = exp_below,
 };

@@ -1,5 +1,5 @@
-/* Gated activation, (L4) and (L5), in plain C, for the compiler of each instruction set to
- * vectorise.
+/* Gated activation, (L4) and (L5), its gradient, (G4) and (G5), and the exponentials of a softmax,
+ * in plain C, for the compiler of each instruction set to vectorise.
  *
  * Every file that includes this has its own copy, made with its own flags. All of them give the
  * same bits: there is no fused multiply-add and no sum across lanes in here.
@@ -61,6 +61,49 @@ static void gated_activation(float *out, const float *gate, const float *up,
             y[i] = (ui + beta) * (gi * sigmoid(alpha * gi));
         }
         memcpy(out + done, y, (size_t)left * sizeof(*y));
+    }
+}
+
+static void gated_gradient(float *d_gate, float *d_up, const float *gate, const float *up,
+                           const float *d_out, const msa_activation *activation, int64_t n)
+{
+    int is_silu = activation->kind == MSA_ACT_SILU;
+    float alpha = is_silu ? 1 : activation->alpha, beta = is_silu ? 0 : activation->beta;
+    float limit = is_silu ? INFINITY : activation->limit;
+    for (int64_t done = 0; done < n; done += GATED_CHUNK) {
+        float g[GATED_CHUNK] = {0}, u[GATED_CHUNK] = {0}, d[GATED_CHUNK] = {0};
+        int64_t left = n - done < GATED_CHUNK ? n - done : GATED_CHUNK;
+        memcpy(g, gate + done, (size_t)left * sizeof(*g));
+        memcpy(u, up + done, (size_t)left * sizeof(*u));
+        memcpy(d, d_out + done, (size_t)left * sizeof(*d));
+        for (int i = 0; i < GATED_CHUNK; i++) {
+            float gi = g[i] > limit ? limit : g[i];
+            float ui = u[i] > limit ? limit : u[i];
+            ui = ui < -limit ? -limit : ui;
+            float s = sigmoid(alpha * gi);
+            float gate_slope = (ui + beta) * (s * (1 + alpha * gi * (1 - s)));
+            float up_slope = gi * s;
+            gate_slope = g[i] > limit ? 0 : gate_slope;
+            up_slope = u[i] > limit || u[i] < -limit ? 0 : up_slope;
+            g[i] = d[i] * gate_slope;
+            u[i] = d[i] * up_slope;
+        }
+        memcpy(d_gate + done, g, (size_t)left * sizeof(*g));
+        memcpy(d_up + done, u, (size_t)left * sizeof(*u));
+    }
+}
+
+static void exp_below(float *y, const float *x, float top, int64_t n)
+{
+    for (int64_t done = 0; done < n; done += GATED_CHUNK) {
+        float z[GATED_CHUNK] = {0};
+        int64_t left = n - done < GATED_CHUNK ? n - done : GATED_CHUNK;
+        memcpy(z, x + done, (size_t)left * sizeof(*z));
+        for (int i = 0; i < GATED_CHUNK; i++) {
+            float below = z[i] - top, e = exp_of_negative(below);
+            z[i] = below < -87.0f ? 0.0f : e;
+        }
+        memcpy(y + done, z, (size_t)left * sizeof(*z));
     }
 }
 

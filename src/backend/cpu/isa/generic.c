@@ -200,4 +200,6 @@ const msa__cpu_kernels msa__kernels_generic = {
     .gemv_bf16 = gemv_bf16,
     .attend = &msa__attend_generic,
     .gated = gated_activation,
+    .gated_backward = gated_gradient,
+    .exp_below = exp_below,
 };

@@ -73,6 +73,13 @@ typedef struct msa__cpu_kernels {
     void (*gated)(float *y, const float *gate, const float *up, const msa_activation *activation,
                   int64_t n);
 
+    /* Its gradient: d_gate and d_up from gate, up and d_out; they may be gate, up or d_out. */
+    void (*gated_backward)(float *d_gate, float *d_up, const float *gate, const float *up,
+                           const float *d_out, const msa_activation *activation, int64_t n);
+
+    /* y[i] = exp(x[i] - top) where x[i] <= top, 0 below -87; y is other memory than x. */
+    void (*exp_below)(float *y, const float *x, float top, int64_t n);
+
     /* Attention steps over tiles; defined beside their use. */
     const struct msa__attend_kernels *attend;
 } msa__cpu_kernels;

@@ -122,4 +122,6 @@ const msa__cpu_kernels msa__kernels_neon = {
     .gemv_bf16 = msa__neon_gemv_bf16,
     .attend = &msa__attend_neon,
     .gated = gated_activation,
+    .gated_backward = gated_gradient,
+    .exp_below = exp_below,
 };
