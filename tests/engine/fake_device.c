@@ -23,7 +23,20 @@
     X(rope, 0)                                                                                     \
     X(linear, 1)                                                                                   \
     X(router, 0)                                                                                   \
-    X(moe, 1)
+    X(moe, 1)                                                                                      \
+    X(reverse_index, 1)                                                                            \
+    X(attend_backward, 1)                                                                          \
+    X(dense_attend_backward, 1)                                                                    \
+    X(index_kl, 1)                                                                                 \
+    X(block_mass, 1)                                                                               \
+    X(embed_backward, 1)                                                                           \
+    X(rmsnorm_backward, 1)                                                                         \
+    X(linear_backward, 1)                                                                          \
+    X(router_backward, 1)                                                                          \
+    X(moe_backward, 1)                                                                             \
+    X(cross_entropy, 0)                                                                            \
+    X(adamw, 0)                                                                                    \
+    X(sum_squares, 1)
 
 enum {
 #define OPERATOR_ID(op, workspace) ID_##op,
@@ -216,8 +229,12 @@ static msa_status synchronize(msa_context *ctx)
 static void expect_view(const msa_kv_view *kv)
 {
     expect_device("kv.k", kv->k.data);
-    expect_device("kv.v", kv->v.data);
+    if (kv->v.data) expect_device("kv.v", kv->v.data);
     if (kv->k_index.data) expect_device("kv.k_index", kv->k_index.data);
+    if (kv->cu_seqlens_k) {
+        expect_device("kv.cu_seqlens_k", kv->cu_seqlens_k);
+        return;
+    }
     expect_device("kv.page_table", kv->page_table);
     expect_device("kv.kv_lens", kv->kv_lens);
 }
@@ -240,6 +257,82 @@ static void expect_moe(const msa_moe_args *args)
     if (args->n_experts == 0) return;
     expect_device("ids", args->ids);
     expect_device("weights", args->weights);
+}
+
+#define EXPECT(op, member) expect_device(#op "." #member, c->args.op.member)
+
+static void expect_attention_gradient(const call *c)
+{
+    switch (c->id) {
+    case ID_reverse_index:
+        EXPECT(reverse_index, blocks.data);
+        EXPECT(reverse_index, cu_seqlens_q);
+        EXPECT(reverse_index, index.offsets.data);
+        EXPECT(reverse_index, index.queries.data);
+        break;
+    case ID_attend_backward:
+        expect_view(&c->args.attend_backward.kv);
+        EXPECT(attend_backward, cu_seqlens_q);
+        EXPECT(attend_backward, index.offsets.data);
+        EXPECT(attend_backward, d_out.data);
+        EXPECT(attend_backward, dq.data);
+        break;
+    case ID_dense_attend_backward:
+        expect_view(&c->args.dense_attend_backward.kv);
+        EXPECT(dense_attend_backward, cu_seqlens_q);
+        EXPECT(dense_attend_backward, d_out.data);
+        EXPECT(dense_attend_backward, dq.data);
+        break;
+    case ID_index_kl:
+        expect_view(&c->args.index_kl.kv);
+        EXPECT(index_kl, cu_seqlens_q);
+        EXPECT(index_kl, lse.data);
+        EXPECT(index_kl, dq_index.data);
+        break;
+    default:
+        expect_view(&c->args.block_mass.kv);
+        EXPECT(block_mass, cu_seqlens_q);
+        EXPECT(block_mass, mass.data);
+    }
+}
+
+static void expect_layer_gradient(const call *c)
+{
+    switch (c->id) {
+    case ID_embed_backward:
+        EXPECT(embed_backward, ids);
+        EXPECT(embed_backward, d_table.data);
+        break;
+    case ID_rmsnorm_backward:
+        EXPECT(rmsnorm_backward, x.data);
+        EXPECT(rmsnorm_backward, d_weight.data);
+        break;
+    case ID_linear_backward:
+        EXPECT(linear_backward, d_out.data);
+        EXPECT(linear_backward, d_weight.data);
+        break;
+    case ID_router_backward:
+        EXPECT(router_backward, ids);
+        EXPECT(router_backward, d_weights);
+        break;
+    case ID_moe_backward:
+        EXPECT(moe_backward, x.data);
+        EXPECT(moe_backward, dx.data);
+        assert_false(is_device(c->args.moe_backward.d_experts));
+        break;
+    case ID_cross_entropy:
+        EXPECT(cross_entropy, targets);
+        EXPECT(cross_entropy, loss.data);
+        break;
+    case ID_adamw:
+        EXPECT(adamw, parameters);
+        EXPECT(adamw, gradient);
+        EXPECT(adamw, m);
+        break;
+    default:
+        EXPECT(sum_squares, x);
+        EXPECT(sum_squares, out);
+    }
 }
 
 /* Every pointer that an operator would follow on the device. */
@@ -297,8 +390,18 @@ static void expect_device_arguments(const call *c)
         expect_device("ids", c->args.router.ids);
         expect_device("weights", c->args.router.weights);
         break;
-    default:
+    case ID_moe:
         expect_moe(&c->args.moe);
+        break;
+    case ID_reverse_index:
+    case ID_attend_backward:
+    case ID_dense_attend_backward:
+    case ID_index_kl:
+    case ID_block_mass:
+        expect_attention_gradient(c);
+        break;
+    default:
+        expect_layer_gradient(c);
     }
 }
 

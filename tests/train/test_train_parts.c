@@ -148,7 +148,7 @@ static void check_flops(const char *config, msa__phase phase, double matrices)
 {
     tiny t;
     msa__walk_mode mode = {.phase = phase};
-    tiny_create(&t, config, "ref", 1, MSA_DTYPE_F32, MSA__KEEP_ALL);
+    tiny_create(&t, config, "cpu", 1, MSA_DTYPE_F32, MSA__KEEP_ALL);
     const msa__config *c = &t.config;
     double q = c->n_q_heads * c->head_dim, index_q = c->n_kv_heads * c->index_dim;
     double expected = matrices * TINY_TOKENS;

@@ -17,8 +17,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#define BACKEND "ref"
-
 /* The model of test_walk with the tokenizer of made models. */
 #define MODEL                                                                                      \
     "{\"architectures\": [\"MiniMaxM3SparseForCausalLM\"], \"hidden_size\": 48,"                   \
@@ -85,7 +83,7 @@ static msa_context *make_context(void)
     msa_context *ctx;
     msa_context_args args;
     msa_context_args_init(&args);
-    args.backend = BACKEND;
+    args.backend = "cpu";
     args.n_threads = 2;
     EXPECT_OK(msa_context_create(&ctx, &args));
     return ctx;

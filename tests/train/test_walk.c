@@ -9,8 +9,6 @@
 #include <math.h>
 #include <stdlib.h>
 
-#define BACKEND "ref"
-
 static msa__walk_mode mode_of(msa__phase phase)
 {
     return (msa__walk_mode){.phase = phase,
@@ -112,7 +110,7 @@ static void check_model(const char *config, msa__phase phase)
 {
     tiny t;
     msa__walk_mode mode = mode_of(phase);
-    tiny_create(&t, config, BACKEND, 1, MSA_DTYPE_F32, MSA__KEEP_ALL);
+    tiny_create(&t, config, "cpu", 1, MSA_DTYPE_F32, MSA__KEEP_ALL);
     tiny_gradients(&t, &mode);
     float *gradients = tiny_copy(&t, t.parameters.gradients, t.parameters.n);
     for (int32_t i = 0; i < t.parameters.n_list; i++) {
@@ -188,15 +186,15 @@ static void test_kl_leaves_backbone_alone(void **state)
         msa__parameters layout;
         msa__walk_mode with = mode_of((msa__phase)phase), without = with;
         without.index_weight = 0;
-        float *a = gradients_of(BACKEND, 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &with, &layout);
-        float *b = gradients_of(BACKEND, 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &without, NULL);
+        float *a = gradients_of("cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &with, &layout);
+        float *b = gradients_of("cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &without, NULL);
         int64_t backbone = layout.group_begin[MSA__GROUP_UNDECAYED];
         expect_same(a, b, backbone, layout.n);
         assert_true(any_nonzero(a, 0, backbone));
         assert_false(any_nonzero(b, 0, backbone));
         without = with;
         without.loss_weight = 0;
-        float *c = gradients_of(BACKEND, 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &without, NULL);
+        float *c = gradients_of("cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &without, NULL);
         expect_same(a, c, 0, backbone);
         assert_false(any_nonzero(c, backbone, layout.n));
         free(a);
@@ -213,8 +211,8 @@ static void test_ablation_reaches_backbone(void **state)
     msa__walk_mode detached = mode_of(MSA__PHASE_SPARSE), attached = detached;
     attached.index_reaches_backbone = 1;
     attached.loss_weight = 0;
-    float *a = gradients_of(BACKEND, 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &detached, &layout);
-    float *b = gradients_of(BACKEND, 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &attached, NULL);
+    float *a = gradients_of("cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &detached, &layout);
+    float *b = gradients_of("cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &attached, NULL);
     int64_t backbone = layout.group_begin[MSA__GROUP_UNDECAYED];
     assert_true(any_nonzero(b, backbone, layout.n));
     free(a);
@@ -228,8 +226,8 @@ static void test_frozen_backbone_gives_same_index_gradients(void **state)
         msa__parameters layout;
         msa__walk_mode open = mode_of((msa__phase)phase), frozen = open;
         frozen.freeze_backbone = 1;
-        float *a = gradients_of(BACKEND, 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &open, &layout);
-        float *b = gradients_of(BACKEND, 2, MSA_DTYPE_F32, MSA__KEEP_NOTHING, &frozen, NULL);
+        float *a = gradients_of("cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &open, &layout);
+        float *b = gradients_of("cpu", 2, MSA_DTYPE_F32, MSA__KEEP_NOTHING, &frozen, NULL);
         int64_t backbone = layout.group_begin[MSA__GROUP_UNDECAYED];
         expect_same(a, b, 0, backbone);
         assert_false(any_nonzero(b, backbone, layout.n));
@@ -244,9 +242,9 @@ static void test_same_bits_for_recomputation_and_threads(void **state)
     for (msa_dtype dtype = MSA_DTYPE_F32; dtype <= MSA_DTYPE_BF16; dtype++) {
         msa__parameters layout;
         msa__walk_mode mode = mode_of(MSA__PHASE_SPARSE);
-        float *a = gradients_of(BACKEND, 1, dtype, MSA__KEEP_ALL, &mode, &layout);
-        float *b = gradients_of(BACKEND, 1, dtype, MSA__KEEP_RESIDUAL, &mode, NULL);
-        float *c = gradients_of(BACKEND, 3, dtype, MSA__KEEP_ALL, &mode, NULL);
+        float *a = gradients_of("cpu", 1, dtype, MSA__KEEP_ALL, &mode, &layout);
+        float *b = gradients_of("cpu", 1, dtype, MSA__KEEP_RESIDUAL, &mode, NULL);
+        float *c = gradients_of("cpu", 3, dtype, MSA__KEEP_ALL, &mode, NULL);
         expect_same(a, b, 0, layout.n);
         expect_same(a, c, 0, layout.n);
         free(a);
@@ -263,7 +261,7 @@ static void test_backends_agree(void **state)
         msa__parameters layout;
         msa__walk_mode mode = mode_of((msa__phase)phase);
         float *a = gradients_of("ref", 1, MSA_DTYPE_F32, MSA__KEEP_ALL, &mode, &layout);
-        float *b = gradients_of(BACKEND, 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &mode, NULL);
+        float *b = gradients_of("cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &mode, NULL);
         double difference = 0, norm = 0;
         for (int64_t i = 0; i < layout.n; i++) {
             double d = (double)a[i] - (double)b[i];

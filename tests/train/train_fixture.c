@@ -61,8 +61,7 @@ static void shake(tiny *t)
     }
 }
 
-void tiny_create(tiny *t, const char *config, const char *backend, int32_t n_threads,
-                 msa_dtype dtype, msa__keep keep)
+void tiny_open(tiny *t, const char *config, const char *backend, int32_t n_threads)
 {
     const msa__json *root;
     msa_context_args args;
@@ -74,13 +73,16 @@ void tiny_create(tiny *t, const char *config, const char *backend, int32_t n_thr
     EXPECT_OK(msa__json_parse(&root, NULL, "tiny", config, strlen(config)));
     EXPECT_OK(msa__config_parse(&t->config, root));
     msa__json_free(root);
-    if (config == tiny_window_config) {
-        t->config.layers[1].attention = MSA__ATTENTION_SWA;
-        t->config.layers[2].attention = MSA__ATTENTION_WINDOW_CONTROL;
-        t->config.block_size = 16;
-        t->config.window = 24;
-        t->config.window_blocks = 3;
-    }
+    if (config != tiny_window_config) return;
+    t->config.layers[1].attention = MSA__ATTENTION_SWA;
+    t->config.layers[2].attention = MSA__ATTENTION_WINDOW_CONTROL;
+    t->config.block_size = 16;
+    t->config.window = 24;
+    t->config.window_blocks = 3;
+}
+
+void tiny_fill(tiny *t, msa_dtype dtype, msa__keep keep)
+{
     EXPECT_OK(msa__parameters_create(&t->parameters, t->ctx, &t->config, dtype));
     EXPECT_OK(msa__parameters_randomize(&t->parameters, SEED, 0.15f));
     shake(t);
@@ -92,6 +94,13 @@ void tiny_create(tiny *t, const char *config, const char *backend, int32_t n_thr
                            .keep = keep,
                            .max_tokens = TINY_TOKENS};
     EXPECT_OK(msa__walk_create(&t->walk, &walk));
+}
+
+void tiny_create(tiny *t, const char *config, const char *backend, int32_t n_threads,
+                 msa_dtype dtype, msa__keep keep)
+{
+    tiny_open(t, config, backend, n_threads);
+    tiny_fill(t, dtype, keep);
 }
 
 void tiny_destroy(tiny *t)

@@ -23,7 +23,12 @@ typedef struct tiny {
     msa__walk walk;
 } tiny;
 
-/* Random weights with norms and biases away from their neutral values. */
+/* A context and the config; then random weights, with norms and biases away from their neutral
+ * values, and a walk. */
+void tiny_open(tiny *t, const char *config, const char *backend, int32_t n_threads);
+void tiny_fill(tiny *t, msa_dtype dtype, msa__keep keep);
+
+/* Both. */
 void tiny_create(tiny *t, const char *config, const char *backend, int32_t n_threads,
                  msa_dtype dtype, msa__keep keep);
 void tiny_destroy(tiny *t);
