@@ -88,4 +88,40 @@ msa_status cuda_router(msa_context *ctx, const msa_router_args *args);
 size_t cuda_moe_workspace(const msa_context *ctx, const msa_moe_args *args);
 msa_status cuda_moe(msa_context *ctx, const msa_moe_args *args, void *workspace);
 
+/* Gradients. */
+size_t cuda_reverse_index_workspace(const msa_context *ctx, const msa_reverse_index_args *args);
+msa_status cuda_reverse_index(msa_context *ctx, const msa_reverse_index_args *args,
+                              void *workspace);
+size_t cuda_attend_backward_workspace(const msa_context *ctx, const msa_attend_backward_args *args);
+msa_status cuda_attend_backward(msa_context *ctx, const msa_attend_backward_args *args,
+                                void *workspace);
+size_t cuda_dense_attend_backward_workspace(const msa_context *ctx,
+                                            const msa_dense_attend_backward_args *args);
+msa_status cuda_dense_attend_backward(msa_context *ctx, const msa_dense_attend_backward_args *args,
+                                      void *workspace);
+size_t cuda_index_kl_workspace(const msa_context *ctx, const msa_index_kl_args *args);
+msa_status cuda_index_kl(msa_context *ctx, const msa_index_kl_args *args, void *workspace);
+size_t cuda_block_mass_workspace(const msa_context *ctx, const msa_block_mass_args *args);
+msa_status cuda_block_mass(msa_context *ctx, const msa_block_mass_args *args, void *workspace);
+size_t cuda_linear_backward_workspace(const msa_context *ctx, const msa_linear_backward_args *args);
+msa_status cuda_linear_backward(msa_context *ctx, const msa_linear_backward_args *args,
+                                void *workspace);
+size_t cuda_moe_backward_workspace(const msa_context *ctx, const msa_moe_backward_args *args);
+msa_status cuda_moe_backward(msa_context *ctx, const msa_moe_backward_args *args, void *workspace);
+size_t cuda_embed_backward_workspace(const msa_context *ctx, const msa_embed_backward_args *args);
+msa_status cuda_embed_backward(msa_context *ctx, const msa_embed_backward_args *args,
+                               void *workspace);
+size_t cuda_rmsnorm_backward_workspace(const msa_context *ctx,
+                                       const msa_rmsnorm_backward_args *args);
+msa_status cuda_rmsnorm_backward(msa_context *ctx, const msa_rmsnorm_backward_args *args,
+                                 void *workspace);
+msa_status cuda_swiglu_backward(msa_context *ctx, const msa_swiglu_backward_args *args);
+size_t cuda_router_backward_workspace(const msa_context *ctx, const msa_router_backward_args *args);
+msa_status cuda_router_backward(msa_context *ctx, const msa_router_backward_args *args,
+                                void *workspace);
+msa_status cuda_cross_entropy(msa_context *ctx, const msa_cross_entropy_args *args);
+msa_status cuda_adamw(msa_context *ctx, const msa_adamw_args *args);
+size_t cuda_sum_squares_workspace(const msa_context *ctx, const msa_sum_squares_args *args);
+msa_status cuda_sum_squares(msa_context *ctx, const msa_sum_squares_args *args, void *workspace);
+
 #endif

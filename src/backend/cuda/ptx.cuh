@@ -125,6 +125,19 @@ __device__ __forceinline__ void copy_async_16(uint32_t dst, const void *src)
 {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(dst), "l"(src) : "memory");
 }
+__device__ __forceinline__ void store_shared_zero_16(uint32_t dst)
+{
+    asm volatile("st.shared.v4.b32 [%0], {%1,%1,%1,%1};" ::"r"(dst), "r"(0) : "memory");
+}
+__device__ __forceinline__ void store_shared_32(uint32_t dst, uint32_t x)
+{
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(dst), "r"(x) : "memory");
+}
+// 4 bytes, likewise.
+__device__ __forceinline__ void copy_async_4(uint32_t dst, const void *src)
+{
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(dst), "l"(src) : "memory");
+}
 __device__ __forceinline__ void copy_async_commit()
 {
     asm volatile("cp.async.commit_group;" ::: "memory");

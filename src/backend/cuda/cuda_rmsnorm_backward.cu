@@ -1,0 +1,156 @@
+/* msa_rmsnorm_backward (G1). With xhat = x / rms and g = d_out w:
+ *
+ *     rows     1 / rms and mean(g xhat) of every row
+ *     columns  sums of d_out xhat over chunks of rows, then over the chunks in order: d_weight
+ *     dx       (g - xhat mean) / rms
+ *
+ * dx comes last, since it may take the place of d_out.
+ */
+#include "backend/cuda/cuda_device.h"
+#include "backend/cuda/elements.cuh"
+
+extern "C" {
+#include "base/arena.h"
+}
+
+enum { THREADS = 256, MAX_CHUNKS = 256 };
+
+typedef struct rmsnorm_gradient {
+    cuda_view x, weight, d_out, dx;
+    float *d_weight;
+    int64_t n_rows, n_heads, n; /* a row is (token, head) of n elements */
+    float eps;
+    int32_t one_plus, accumulate;
+    float2 *rows; /* [n_rows] 1 / rms, mean */
+    float *sums;  /* [n_chunks, n] */
+    int64_t n_chunks, chunk;
+} rmsnorm_gradient;
+
+static __device__ __forceinline__ float element(const cuda_view &view, const rmsnorm_gradient &job,
+                                                int64_t row, int64_t i)
+{
+    float x[1];
+    int64_t t = row / job.n_heads, head = row % job.n_heads;
+    load_elements<1>(view.data, view.dtype, t * view.stride[0] + head * view.stride[1] + i, x);
+    return x[0];
+}
+
+static __device__ __forceinline__ float factor(const rmsnorm_gradient &job, int64_t i)
+{
+    float w[1];
+    load_elements<1>(job.weight.data, job.weight.dtype, i, w);
+    return job.one_plus ? 1 + w[0] : w[0];
+}
+
+/* A warp a row. */
+static __global__ void __launch_bounds__(THREADS)
+    rows_kernel(const __grid_constant__ rmsnorm_gradient job)
+{
+    int64_t row = (int64_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
+    if (row >= job.n_rows) return;
+    float squares = 0, products = 0;
+    for (int64_t i = threadIdx.x % 32; i < job.n; i += 32) {
+        float x = element(job.x, job, row, i);
+        squares = fmaf(x, x, squares);
+        products = fmaf(element(job.d_out, job, row, i) * factor(job, i), x, products);
+    }
+    for (int i = 16; i; i /= 2) {
+        squares += __shfl_xor_sync(~0u, squares, i);
+        products += __shfl_xor_sync(~0u, products, i);
+    }
+    float inverse = 1 / sqrtf(squares / (float)job.n + job.eps);
+    if (threadIdx.x % 32 == 0) {
+        job.rows[row] = make_float2(inverse, products * inverse / (float)job.n);
+    }
+}
+
+static __global__ void __launch_bounds__(THREADS)
+    columns_kernel(const __grid_constant__ rmsnorm_gradient job)
+{
+    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x, first = blockIdx.y * job.chunk;
+    int64_t end = first + job.chunk < job.n_rows ? first + job.chunk : job.n_rows;
+    if (i >= job.n) return;
+    float sum = 0;
+    for (int64_t row = first; row < end; row++) {
+        sum = fmaf(element(job.d_out, job, row, i), element(job.x, job, row, i) * job.rows[row].x,
+                   sum);
+    }
+    job.sums[blockIdx.y * job.n + i] = sum;
+}
+
+static __global__ void __launch_bounds__(THREADS)
+    sum_kernel(const __grid_constant__ rmsnorm_gradient job)
+{
+    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (i >= job.n) return;
+    float sum = 0;
+    for (int64_t c = 0; c < job.n_chunks; c++) sum += job.sums[c * job.n + i];
+    job.d_weight[i] += sum;
+}
+
+static __global__ void __launch_bounds__(THREADS)
+    dx_kernel(const __grid_constant__ rmsnorm_gradient job)
+{
+    int64_t row = (int64_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
+    if (row >= job.n_rows) return;
+    float2 of_row = job.rows[row];
+    int64_t out = row / job.n_heads * job.dx.stride[0] + row % job.n_heads * job.dx.stride[1];
+    for (int64_t i = threadIdx.x % 32; i < job.n; i += 32) {
+        float xhat = element(job.x, job, row, i) * of_row.x, y[1] = {0};
+        float g = element(job.d_out, job, row, i) * factor(job, i);
+        if (job.accumulate) load_elements<1>(job.dx.data, job.dx.dtype, out + i, y);
+        y[0] += of_row.x * (g - xhat * of_row.y);
+        store_elements<1>(job.dx.data, job.dx.dtype, out + i, y);
+    }
+}
+
+static size_t job_of(const msa_rmsnorm_backward_args *args, void *workspace, rmsnorm_gradient *job)
+{
+    msa__arena arena = {(unsigned char *)workspace, 0, 0};
+    const msa_tensor *x = &args->x;
+    *job = rmsnorm_gradient();
+    job->x = cuda_view_of(x);
+    job->weight = cuda_view_of(&args->weight);
+    job->d_out = cuda_view_of(&args->d_out);
+    if (args->dx.n_dims) job->dx = cuda_view_of(&args->dx);
+    job->d_weight = (float *)args->d_weight.data;
+    job->n_heads = x->n_dims == 3 ? x->shape[1] : 1;
+    job->n_rows = x->shape[0] * job->n_heads;
+    job->n = x->shape[x->n_dims - 1];
+    job->eps = args->eps;
+    job->one_plus = args->one_plus;
+    job->accumulate = args->accumulate;
+    job->chunk = (job->n_rows + MAX_CHUNKS - 1) / MAX_CHUNKS;
+    if (job->chunk < 32) job->chunk = 32;
+    job->n_chunks = (job->n_rows + job->chunk - 1) / job->chunk;
+    job->rows = (float2 *)msa__arena_take(&arena, job->n_rows, sizeof(float2));
+    job->sums = (float *)msa__arena_take(&arena, job->n_chunks * job->n, sizeof(float));
+    return arena.used;
+}
+
+size_t cuda_rmsnorm_backward_workspace(const msa_context *ctx,
+                                       const msa_rmsnorm_backward_args *args)
+{
+    (void)ctx;
+    rmsnorm_gradient job;
+    return job_of(args, NULL, &job);
+}
+
+msa_status cuda_rmsnorm_backward(msa_context *ctx, const msa_rmsnorm_backward_args *args,
+                                 void *workspace)
+{
+    MSA_CUDA_TRY("rmsnorm_backward", cudaSetDevice(cuda_state(ctx)->device));
+    rmsnorm_gradient job;
+    job_of(args, workspace, &job);
+    if (job.n_rows == 0) return MSA_OK;
+    cudaStream_t stream = cuda_stream(ctx);
+    unsigned rows = (unsigned)((job.n_rows + THREADS / 32 - 1) / (THREADS / 32));
+    unsigned columns = (unsigned)((job.n + THREADS - 1) / THREADS);
+    rows_kernel<<<rows, THREADS, 0, stream>>>(job);
+    if (job.d_weight) {
+        columns_kernel<<<dim3(columns, (unsigned)job.n_chunks), THREADS, 0, stream>>>(job);
+        sum_kernel<<<columns, THREADS, 0, stream>>>(job);
+    }
+    if (job.dx.data) dx_kernel<<<rows, THREADS, 0, stream>>>(job);
+    return cuda_launched("rmsnorm_backward");
+}
