@@ -140,6 +140,39 @@ MSA_ARGS_INIT(msa_sigmoid_gate_args)
 MSA_API MSA_CHECK_RESULT msa_status msa_sigmoid_gate(msa_context *ctx,
                                                      const msa_sigmoid_gate_args *args);
 
+typedef struct msa_lightning_backward_args {
+    uint32_t struct_size;
+    uint32_t flags;
+    msa_tensor q, k, v;          /* [T, H, D] as in the forward call */
+    const int32_t *cu_seqlens_q; /* [B+1] whole sequences: every one starts from zeros */
+    const float *slopes;         /* [H] */
+    int32_t n_seqs;              /* B */
+    int32_t reserved;
+    msa_tensor d_out;      /* [T, H, D] f32, bf16 or f16 */
+    msa_tensor dq, dk, dv; /* out [T, H, D] f32, bf16 or f16: of the projections before their SiLU;
+                              memory of their own */
+} msa_lightning_backward_args;
+MSA_ARGS_INIT(msa_lightning_backward_args)
+
+/* Gradient of msa_lightning, (L24): states are computed again, nothing of the forward pass is kept.
+ * The slopes are constants. */
+MSA_API MSA_CHECK_RESULT msa_status msa_lightning_backward_plan(
+    msa_context *ctx, const msa_lightning_backward_args *args, msa_plan *plan);
+MSA_API MSA_CHECK_RESULT msa_status msa_lightning_backward(msa_context *ctx, const msa_plan *plan,
+                                                           const msa_lightning_backward_args *args,
+                                                           void *workspace, size_t workspace_bytes);
+
+typedef struct msa_sigmoid_gate_backward_args {
+    uint32_t struct_size;
+    uint32_t flags;
+    msa_tensor x, gate;    /* [T, W], inputs of the forward call */
+    msa_tensor d_out;      /* [T, W] */
+    msa_tensor dx, d_gate; /* out [T, W]; each may be one of the inputs, but not the same one */
+} msa_sigmoid_gate_backward_args;
+MSA_ARGS_INIT(msa_sigmoid_gate_backward_args)
+MSA_API MSA_CHECK_RESULT msa_status
+msa_sigmoid_gate_backward(msa_context *ctx, const msa_sigmoid_gate_backward_args *args);
+
 #ifdef __cplusplus
 }
 #endif

@@ -71,6 +71,12 @@ typedef struct msa__backend {
     size_t (*lightning_workspace)(const msa_context *ctx, const msa_lightning_args *args);
     msa_status (*lightning)(msa_context *ctx, const msa_lightning_args *args, void *workspace);
     msa_status (*sigmoid_gate)(msa_context *ctx, const msa_sigmoid_gate_args *args);
+    size_t (*lightning_backward_workspace)(const msa_context *ctx,
+                                           const msa_lightning_backward_args *args);
+    msa_status (*lightning_backward)(msa_context *ctx, const msa_lightning_backward_args *args,
+                                     void *workspace);
+    msa_status (*sigmoid_gate_backward)(msa_context *ctx,
+                                        const msa_sigmoid_gate_backward_args *args);
 
     msa_status (*embed)(msa_context *ctx, const msa_embed_args *args);
     msa_status (*rmsnorm)(msa_context *ctx, const msa_rmsnorm_args *args);

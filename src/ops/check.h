@@ -28,7 +28,8 @@
     X(MOE_BACKWARD, 15, "moe_backward")                                                            \
     X(SUM_SQUARES, 16, "sum_squares")                                                              \
     X(MOBA_SELECT, 31, "moba_select")                                                              \
-    X(LIGHTNING, 32, "lightning")
+    X(LIGHTNING, 32, "lightning")                                                                  \
+    X(LIGHTNING_BACKWARD, 33, "lightning_backward")
 
 enum {
 #define MSA__OP_CONSTANT(name, value, text) MSA__OP_##name = (value),

@@ -1,6 +1,7 @@
 /* msa_lightning: linear attention with decay, (L20)-(L22). */
 #include "ops/backend.h"
 #include "ops/check_gradient.h"
+#include "ops/check_lightning.h"
 
 #include <math.h>
 
@@ -52,7 +53,7 @@ static msa_status check_states(const msa__check *at, msa_lightning_args *args)
     return check_writers(at, args);
 }
 
-static msa_status check_slopes(const msa__check *at, const float *slopes, int64_t n_heads)
+msa_status msa__check_slopes(const msa__check *at, const float *slopes, int64_t n_heads)
 {
     MSA_TRY(msa__check_array(at, "slopes", slopes, sizeof(*slopes)));
     if (!msa__can_read(at)) return MSA_OK;
@@ -76,7 +77,7 @@ static msa_status check_args(const msa__check *at, msa_lightning_args *args)
     if (at->running) {
         MSA_TRY(msa__check_offsets(at, "cu_seqlens_q", args->cu_seqlens_q, args->n_seqs,
                                    q->shape[0], 1));
-        MSA_TRY(check_slopes(at, args->slopes, q->shape[1]));
+        MSA_TRY(msa__check_slopes(at, args->slopes, q->shape[1]));
     }
     MSA_TRY(check_states(at, args));
     return msa__check_result_like(at, "out", &args->out, q, "q's extent", MSA__DTYPES_FLOAT);

@@ -23,6 +23,12 @@ msa_status msa__cpu_moba_select(msa_context *ctx, const msa_moba_select_args *ar
 size_t msa__cpu_lightning_workspace(const msa_context *ctx, const msa_lightning_args *args);
 msa_status msa__cpu_lightning(msa_context *ctx, const msa_lightning_args *args, void *workspace);
 msa_status msa__cpu_sigmoid_gate(msa_context *ctx, const msa_sigmoid_gate_args *args);
+size_t msa__cpu_lightning_backward_workspace(const msa_context *ctx,
+                                              const msa_lightning_backward_args *args);
+msa_status msa__cpu_lightning_backward(msa_context *ctx, const msa_lightning_backward_args *args,
+                                        void *workspace);
+msa_status msa__cpu_sigmoid_gate_backward(msa_context *ctx,
+                                           const msa_sigmoid_gate_backward_args *args);
 msa_status msa__cpu_embed(msa_context *ctx, const msa_embed_args *args);
 msa_status msa__cpu_rmsnorm(msa_context *ctx, const msa_rmsnorm_args *args);
 msa_status msa__cpu_rope(msa_context *ctx, const msa_rope_args *args);

@@ -22,6 +22,12 @@ msa_status msa__ref_moba_select(msa_context *ctx, const msa_moba_select_args *ar
 size_t msa__ref_lightning_workspace(const msa_context *ctx, const msa_lightning_args *args);
 msa_status msa__ref_lightning(msa_context *ctx, const msa_lightning_args *args, void *workspace);
 msa_status msa__ref_sigmoid_gate(msa_context *ctx, const msa_sigmoid_gate_args *args);
+size_t msa__ref_lightning_backward_workspace(const msa_context *ctx,
+                                              const msa_lightning_backward_args *args);
+msa_status msa__ref_lightning_backward(msa_context *ctx, const msa_lightning_backward_args *args,
+                                        void *workspace);
+msa_status msa__ref_sigmoid_gate_backward(msa_context *ctx,
+                                           const msa_sigmoid_gate_backward_args *args);
 
 msa_status msa__ref_embed(msa_context *ctx, const msa_embed_args *args);
 msa_status msa__ref_rmsnorm(msa_context *ctx, const msa_rmsnorm_args *args);
