@@ -173,6 +173,63 @@ MSA_ARGS_INIT(msa_sigmoid_gate_backward_args)
 MSA_API MSA_CHECK_RESULT msa_status
 msa_sigmoid_gate_backward(msa_context *ctx, const msa_sigmoid_gate_backward_args *args);
 
+/* ---- token selection (DSA on GQA) ----------------------------------------------------------- */
+
+typedef struct msa_token_select_args {
+    uint32_t struct_size;
+    uint32_t flags;
+    msa_tensor q_index;          /* [T, Hi, Di] f32, bf16 or f16: Hi index heads */
+    msa_tensor weights;          /* [T, Hi] f32: weight of each head, of any sign */
+    msa_kv_view kv;              /* uses k_index; k and v may be absent */
+    const int32_t *cu_seqlens_q; /* [B+1] */
+    int32_t block_size;          /* page size of a paged view; 0: 128 */
+    int32_t reserved;
+    msa_tensor tokens; /* out i32 [T, K]: one set for all query heads, K in 1..65536 */
+} msa_token_select_args;
+MSA_ARGS_INIT(msa_token_select_args)
+
+/* The K visible tokens with the largest index score, (D1), (D2): no token is forced.
+ *
+ * Result    positions in the sequence, ascending, min(K, visible) of them, then -1; ties to the lower
+ *           position, NaN lowest, +0 = -0. ReLU makes equal scores common
+ * Numerics  f32 sums over the channels, then over the heads in ascending order; deterministic
+ * Source    DeepSeek-V3.2-Exp's lightning indexer; its FP8 keys are not part of it here
+ * Errors    MSA_EINVAL
+ */
+MSA_API MSA_CHECK_RESULT msa_status msa_token_select_plan(msa_context *ctx,
+                                                          const msa_token_select_args *args,
+                                                          msa_plan *plan);
+MSA_API MSA_CHECK_RESULT msa_status msa_token_select(msa_context *ctx, const msa_plan *plan,
+                                                     const msa_token_select_args *args,
+                                                     void *workspace, size_t workspace_bytes);
+
+typedef struct msa_token_attend_args {
+    uint32_t struct_size;
+    uint32_t flags;
+    msa_tensor q; /* [T, Hq, D] f32, bf16 or f16 */
+    msa_kv_view kv;
+    const int32_t *cu_seqlens_q; /* [B+1] */
+    msa_tensor tokens;           /* i32 [T, K]: ascending unique positions, then -1 */
+    int32_t block_size;          /* page size of a paged view; 0: 128 */
+    float scale;                 /* softmax scale; 0: 1/sqrt(D) */
+    msa_tensor out;              /* [T, Hq, D], dtype of q */
+    msa_tensor lse;              /* optional [T, Hq] f32, natural log */
+} msa_token_attend_args;
+MSA_ARGS_INIT(msa_token_attend_args)
+
+/* Exact softmax attention of every query head over the tokens of its row, (D3): the keys and values
+ * are gathered one by one. An empty row gives O = 0, L = -inf.
+ *
+ * Numerics  f32 accumulation and statistics, tokens in ascending order; deterministic
+ * Errors    MSA_EINVAL; also a row that is not ascending, or a position after the token's own
+ */
+MSA_API MSA_CHECK_RESULT msa_status msa_token_attend_plan(msa_context *ctx,
+                                                          const msa_token_attend_args *args,
+                                                          msa_plan *plan);
+MSA_API MSA_CHECK_RESULT msa_status msa_token_attend(msa_context *ctx, const msa_plan *plan,
+                                                     const msa_token_attend_args *args,
+                                                     void *workspace, size_t workspace_bytes);
+
 #ifdef __cplusplus
 }
 #endif

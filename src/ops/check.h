@@ -29,7 +29,9 @@
     X(SUM_SQUARES, 16, "sum_squares")                                                              \
     X(MOBA_SELECT, 31, "moba_select")                                                              \
     X(LIGHTNING, 32, "lightning")                                                                  \
-    X(LIGHTNING_BACKWARD, 33, "lightning_backward")
+    X(LIGHTNING_BACKWARD, 33, "lightning_backward")                                                \
+    X(TOKEN_SELECT, 34, "token_select")                                                            \
+    X(TOKEN_ATTEND, 35, "token_attend")
 
 enum {
 #define MSA__OP_CONSTANT(name, value, text) MSA__OP_##name = (value),

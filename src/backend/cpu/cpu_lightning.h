@@ -1,12 +1,11 @@
 /* What linear attention and its gradient share: chunks of a head in f32, and products of them.
  *
- * A chunk is at most 64 rows of D numbers, beside each other. Products go through the matrix kernel
- * of the instruction set; what stands on the right is packed first.
+ * A chunk is at most 64 rows of D numbers, beside each other.
  */
 #ifndef MSA_CPU_LIGHTNING_H
 #define MSA_CPU_LIGHTNING_H
 
-#include "backend/cpu/isa/kernels.h"
+#include "backend/cpu/cpu_times.h"
 
 #define MSA__CHUNK_ROWS 64
 
@@ -22,16 +21,6 @@ void msa__load_rows(const msa__cpu_kernels *kernels, const msa_tensor *t, int64_
 
 /* decays[i] = exp(-slope i), i = 0..MSA__CHUNK_ROWS */
 void msa__decays(float slope, float *decays);
-
-/* c [m][ldc] (+)= a [m][lda], of k columns, times b [k][n]; n is a multiple of 16. */
-void msa__times(const msa__cpu_kernels *kernels, float *panels, int64_t m, int64_t k, int64_t n,
-                const float *a, int64_t lda, const float *b, float *c, int64_t ldc,
-                int32_t accumulate);
-
-/* The same with the transpose of b [n][k]; c has room for n rounded up to 16. */
-void msa__times_transposed(const msa__cpu_kernels *kernels, float *panels, int64_t m, int64_t k,
-                           int64_t n, const float *a, int64_t lda, const float *b, float *c,
-                           int64_t ldc, int32_t accumulate);
 
 /* p [n][MSA__CHUNK_ROWS]: p[i][j] times decays[i - j], 0 for j > i. (L22) */
 void msa__decay_lower(float *p, int64_t n, const float *decays);

@@ -18,16 +18,23 @@ msa_status msa__ref_index_quantize(msa_context *ctx, const msa_index_quantize_ar
 msa_status msa__ref_window_blocks(msa_context *ctx, const msa_window_blocks_args *args);
 msa_status msa__ref_block_means(msa_context *ctx, const msa_block_means_args *args);
 size_t msa__ref_moba_select_workspace(const msa_context *ctx, const msa_moba_select_args *args);
-msa_status msa__ref_moba_select(msa_context *ctx, const msa_moba_select_args *args, void *workspace);
+msa_status msa__ref_moba_select(msa_context *ctx, const msa_moba_select_args *args,
+                                void *workspace);
+size_t msa__ref_token_select_workspace(const msa_context *ctx, const msa_token_select_args *args);
+msa_status msa__ref_token_select(msa_context *ctx, const msa_token_select_args *args,
+                                 void *workspace);
+size_t msa__ref_token_attend_workspace(const msa_context *ctx, const msa_token_attend_args *args);
+msa_status msa__ref_token_attend(msa_context *ctx, const msa_token_attend_args *args,
+                                 void *workspace);
 size_t msa__ref_lightning_workspace(const msa_context *ctx, const msa_lightning_args *args);
 msa_status msa__ref_lightning(msa_context *ctx, const msa_lightning_args *args, void *workspace);
 msa_status msa__ref_sigmoid_gate(msa_context *ctx, const msa_sigmoid_gate_args *args);
 size_t msa__ref_lightning_backward_workspace(const msa_context *ctx,
-                                              const msa_lightning_backward_args *args);
+                                             const msa_lightning_backward_args *args);
 msa_status msa__ref_lightning_backward(msa_context *ctx, const msa_lightning_backward_args *args,
-                                        void *workspace);
+                                       void *workspace);
 msa_status msa__ref_sigmoid_gate_backward(msa_context *ctx,
-                                           const msa_sigmoid_gate_backward_args *args);
+                                          const msa_sigmoid_gate_backward_args *args);
 
 msa_status msa__ref_embed(msa_context *ctx, const msa_embed_args *args);
 msa_status msa__ref_rmsnorm(msa_context *ctx, const msa_rmsnorm_args *args);
