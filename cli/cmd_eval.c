@@ -151,8 +151,7 @@ static int parse(job *j)
     }
     int status = parse_lengths(j);
     if (status == CLI_OK && text_task(j) && !o->haystack && !o->text) {
-        cli_complain("%s needs --text PATH or --haystack PATH", text_task(j));
-        return usage();
+        cli_talk("%s of made-up sentences; --text PATH takes a real text\n", text_task(j));
     }
     return status;
 }
@@ -362,7 +361,8 @@ static const cli_option options[] = {
     {CLI_FOLDER, 0, "haystack", "DIR", AT(haystack), NULL, 0, 0,
      "Hide needles in the .txt files of DIR (or in one file) instead of made-up sentences."},
     {CLI_FOLDER, 0, "text", "PATH", AT(text), NULL, 0, 0,
-     "Text for perplexity and recall: a .txt file or a folder of them; --haystack's unless given."},
+     "Text for perplexity and recall: a .txt file or a folder of them; --haystack's, or else "
+     "made-up sentences."},
     {CLI_FLAG, 0, "json", NULL, AT(json), NULL, 0, 0, "Print JSON instead of a table."},
     CLI_ENGINE_ROWS(eval_options, engine),
     {0},

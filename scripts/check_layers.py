@@ -24,7 +24,7 @@ ALLOWED = {
     "src/engine": ["include", "src/base", "src/model"],
     "src/train": ["include", "src/base", "src/model", "src/data", "src/tasks"],
     "src/tasks": ["include", "src/base"],
-    "src/eval": ["include", "src/base", "src/model", "src/data", "src/engine"],
+    "src/eval": ["include", "src/base", "src/model", "src/data", "src/engine", "src/tasks"],
     "src/convert": ["include", "src/base", "src/model"],
     "cli": ["include"],
 }

@@ -57,7 +57,7 @@ typedef struct msa_eval_args {
     const char *task;      /* msa_eval_task: a name from msa_task_name */
     int64_t length, count; /* tokens a sample; samples. Of a RULER file 0, 0: all */
     uint64_t seed;
-    const char *text; /* UTF-8: filler of tasks, or what is predicted */
+    const char *text; /* UTF-8: filler of tasks, or what is predicted; NULL: made-up sentences */
     size_t text_bytes;
     /* Tokens read; may be NULL. Non-zero stops the evaluation: MSA_ECANCELED */
     msa_prefill_progress_fn progress;

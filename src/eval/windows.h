@@ -9,7 +9,8 @@ typedef struct msa__windows {
     int64_t n_tokens, length, count;
 } msa__windows;
 
-/* Errors name the caller: MSA_EINVAL no text, or fewer tokens than a window has. */
+/* Of args->text; without it of made-up sentences, enough for windows that do not overlap. Errors
+ * name the caller: MSA_EINVAL fewer tokens than a window has. */
 msa_status msa__windows_open(const char *caller, const msa_eval_args *args, msa__windows *windows);
 
 /* Window i: [length] tokens. */

@@ -247,8 +247,22 @@ static void test_text_too_short(void **state)
     args.text_bytes = strlen(text);
     EXPECT_FAIL(MSA_EINVAL, "length = 1000, the text has only ",
                 msa_eval_perplexity(&result, &args));
-    args.text = NULL;
-    EXPECT_FAIL(MSA_EINVAL, "text is empty", msa_eval_perplexity(&result, &args));
+    args.text_bytes = 0;
+    EXPECT_FAIL(MSA_EINVAL, "the text has only 0 tokens", msa_eval_perplexity(&result, &args));
+}
+
+/* Without a text the sentences that tasks make up are predicted; the seed decides them. */
+static void test_made_up_text(void **state)
+{
+    (void)state;
+    msa_eval_result first, again, other;
+    msa_eval_args args = eval_args(NULL, 64, 2);
+    EXPECT_OK(msa_eval_perplexity(&first, &args));
+    EXPECT_OK(msa_eval_perplexity(&again, &args));
+    args.seed++;
+    EXPECT_OK(msa_eval_perplexity(&other, &args));
+    assert_int_equal(first.read_tokens, 2 * 63);
+    assert_true(first.loss == again.loss && first.loss != other.loss);
 }
 
 /* ---- recall ------------------------------------------------------------------------------- */
@@ -384,10 +398,11 @@ static void test_reading_text(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_ruler_scores),    cmocka_unit_test(test_generated_tasks),
-        cmocka_unit_test(test_perplexity),      cmocka_unit_test(test_recall),
-        cmocka_unit_test(test_text_too_short),  cmocka_unit_test(test_caller_stops),
-        cmocka_unit_test(test_wrong_arguments), cmocka_unit_test(test_reading_text),
+        cmocka_unit_test(test_ruler_scores), cmocka_unit_test(test_generated_tasks),
+        cmocka_unit_test(test_perplexity),   cmocka_unit_test(test_recall),
+        cmocka_unit_test(test_made_up_text), cmocka_unit_test(test_text_too_short),
+        cmocka_unit_test(test_caller_stops), cmocka_unit_test(test_wrong_arguments),
+        cmocka_unit_test(test_reading_text),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);
 }
