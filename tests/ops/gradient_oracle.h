@@ -1,5 +1,5 @@
 /* The gradients of attention in float64, from token masks; no code shared with any backend. The
- * finite differences of op_gradient_check hold these to the forward oracle. */
+ * finite differences of test_gradient_differences hold these to the forward oracle. */
 #ifndef MSA_TESTS_GRADIENT_ORACLE_H
 #define MSA_TESTS_GRADIENT_ORACLE_H
 
