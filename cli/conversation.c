@@ -2,6 +2,7 @@
 #include "conversation.h"
 
 #include "command.h"
+#include "json_text.h"
 #include "output.h"
 
 #include "msa/model.h"
@@ -16,30 +17,12 @@ static int add_text(cli_buffer *buffer, const char *text)
     return cli_buffer_add(buffer, text, strlen(text));
 }
 
-/* A JSON string: quotes, backslashes and control characters escaped, everything else as it is. */
-static int add_json_string(cli_buffer *buffer, const char *text, size_t n_bytes)
-{
-    int ok = add_text(buffer, "\"");
-    for (size_t i = 0; i < n_bytes && ok; i++) {
-        unsigned char c = (unsigned char)text[i];
-        char escape[8] = {(char)c, '\0'};
-        size_t length = 1;
-        if (c == '"' || c == '\\') {
-            length = (size_t)snprintf(escape, sizeof(escape), "\\%c", c);
-        } else if (c < 0x20) {
-            length = (size_t)snprintf(escape, sizeof(escape), "\\u%04x", c);
-        }
-        ok = cli_buffer_add(buffer, escape, length);
-    }
-    return ok && add_text(buffer, "\"");
-}
-
 int cli_add_message(cli_buffer *messages, const char *role, const char *text, size_t n_bytes)
 {
     size_t before = messages->n;
     int ok = add_text(messages, before ? ",\n{\"role\": \"" : "{\"role\": \"") &&
              add_text(messages, role) && add_text(messages, "\", \"content\": ") &&
-             add_json_string(messages, text, n_bytes) && add_text(messages, "}");
+             cli_add_json_string(messages, text, n_bytes) && add_text(messages, "}");
     if (!ok) messages->n = before;
     return ok;
 }

@@ -164,3 +164,20 @@ void cli_write_json_string(const char *bytes, size_t n)
     cli_write(bytes + plain, n - plain);
     cli_write("\"", 1);
 }
+
+int cli_add_json_string(cli_buffer *buffer, const char *text, size_t n_bytes)
+{
+    int ok = cli_buffer_add(buffer, "\"", 1);
+    for (size_t i = 0; i < n_bytes && ok; i++) {
+        unsigned char c = (unsigned char)text[i];
+        char escape[8] = {(char)c, '\0'};
+        size_t length = 1;
+        if (c == '"' || c == '\\') {
+            length = (size_t)snprintf(escape, sizeof(escape), "\\%c", c);
+        } else if (c < 0x20) {
+            length = (size_t)snprintf(escape, sizeof(escape), "\\u%04x", c);
+        }
+        ok = cli_buffer_add(buffer, escape, length);
+    }
+    return ok && cli_buffer_add(buffer, "\"", 1);
+}

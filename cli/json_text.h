@@ -2,6 +2,8 @@
 #ifndef CLI_JSON_TEXT_H
 #define CLI_JSON_TEXT_H
 
+#include "text.h"
+
 #include <stddef.h>
 #include <stdint.h>
 
@@ -16,5 +18,9 @@ const char *cli_plain_ids(const char *text, size_t text_bytes, int32_t *ids, siz
 
 /* Write bytes as a JSON string; U+FFFD stands for what is not valid UTF-8. */
 void cli_write_json_string(const char *bytes, size_t n);
+
+/* Append a JSON string: quotes, backslashes and control characters escaped, everything else as it
+ * is. 0 when memory is exhausted. */
+int cli_add_json_string(cli_buffer *buffer, const char *text, size_t n_bytes);
 
 #endif

@@ -21,6 +21,7 @@
 extern const cli_command cli_cmd_bench_attention;
 extern const cli_command cli_cmd_bench_model;
 extern const cli_command cli_cmd_chat;
+extern const cli_command cli_cmd_convert;
 extern const cli_command cli_cmd_doctor;
 extern const cli_command cli_cmd_eval;
 extern const cli_command cli_cmd_inspect;
@@ -39,6 +40,7 @@ const cli_command *const cli_commands[] = {
     &cli_cmd_eval,
     &cli_cmd_inspect,
     &cli_cmd_make_model,
+    &cli_cmd_convert,
     &cli_cmd_logits,
     &cli_cmd_tokenize,
     &cli_cmd_train,

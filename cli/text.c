@@ -5,6 +5,7 @@
 #include "progress.h"
 
 #include <errno.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -23,6 +24,17 @@ int cli_buffer_add(cli_buffer *buffer, const char *bytes, size_t n_bytes)
     buffer->n += n_bytes;
     buffer->data[buffer->n] = '\0';
     return 1;
+}
+
+int cli_buffer_print(cli_buffer *buffer, const char *format, ...)
+{
+    char line[1024];
+    va_list list;
+    va_start(list, format);
+    int n = vsnprintf(line, sizeof(line), format, list);
+    va_end(list);
+    if (n < 0) return 0;
+    return cli_buffer_add(buffer, line, n < (int)sizeof(line) ? (size_t)n : sizeof(line) - 1);
 }
 
 void cli_buffer_clear(cli_buffer *buffer)

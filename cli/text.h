@@ -13,6 +13,9 @@ typedef struct cli_buffer {
 
 /* 0 when memory is exhausted; the buffer is unchanged then. */
 int cli_buffer_add(cli_buffer *buffer, const char *bytes, size_t n_bytes);
+/* The same with printf's formats, at most 1023 bytes at a time. */
+int cli_buffer_print(cli_buffer *buffer, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
 void cli_buffer_clear(cli_buffer *buffer);
 void cli_buffer_free(cli_buffer *buffer);
 
