@@ -8,7 +8,7 @@
 typedef struct train_options {
     const char *text, *out;
     int64_t vocab;
-    int32_t added;
+    int32_t added, one_digit;
 } train_options;
 
 /* Two stages, each with its own total and bar. */
@@ -38,7 +38,7 @@ static int run_train_tokenizer(const void *values)
     char a[32];
     double start = cli_seconds();
     msa_status status =
-        msa_tokenizer_train(o->out, o->text, (int32_t)o->vocab, o->added, watch, &s);
+        msa_tokenizer_train(o->out, o->text, (int32_t)o->vocab, o->added, o->one_digit, watch, &s);
     cli_progress_clear();
     if (status != MSA_OK) return cli_complain_library(status);
     cli_talk("%s: %lld tokens, %s\n", o->out, (long long)o->vocab,
@@ -59,6 +59,8 @@ static const cli_option options[] = {
      "Tokens in all: the 256 bytes, what is learned, and the added tokens."},
     {CLI_CHOICE, 0, "added", "chat|m3", offsetof(train_options, added), "chat", 0, 0,
      "Added tokens: the 7 that documents and chat prompts need, or all 61 of MiniMax-M3."},
+    {CLI_FLAG, 0, "one-digit", NULL, offsetof(train_options, one_digit), NULL, 0, 0,
+     "Every digit is a token of its own; otherwise up to three merge like other text."},
     {0},
 };
 
@@ -71,7 +73,7 @@ const cli_command cli_cmd_train_tokenizer = {
         "that occurs most often inside pieces becomes a token, again and again. The same "
         "text gives the same files on every machine; other programs that read "
         "tokenizer.json read these.",
-    .examples = "msa train-tokenizer books/train tokenizer --vocab 8192\n"
+    .examples = "msa train-tokenizer books/train tokenizer --vocab 8192 --one-digit\n"
                 "echo 'Call me Ishmael.' | msa tokenize tokenizer",
     .arguments = arguments,
     .options = options,

@@ -18,13 +18,16 @@ extern "C" {
  * dir         folder to write, made when missing
  * text        a file, or a folder whose .txt files are read
  * vocab_size  tokens in all: 256 bytes, learned ones, added ones
- * progress    first in bytes of text, then in tokens; may be NULL
- * Errors      MSA_EINVAL vocab_size out of range, or more than the text gives; MSA_EFORMAT a file
- * that is not UTF-8; MSA_EIO; MSA_ENOMEM
+ * added       MSA_ADDED_…
+ * one_digit   1: every digit is a token of its own, as small models copy numbers most easily; 0:
+ * groups of up to three merge like other text progress    first in bytes of text, then in tokens;
+ * may be NULL Errors      MSA_EINVAL vocab_size out of range, or more than the text gives;
+ * MSA_EFORMAT a file that is not UTF-8; MSA_EIO; MSA_ENOMEM
  */
 MSA_API MSA_CHECK_RESULT msa_status msa_tokenizer_train(const char *dir, const char *text,
-                                                        int32_t vocab_size, int32_t added_tokens,
-                                                        msa_progress_fn progress, void *user);
+                                                        int32_t vocab_size, int32_t added,
+                                                        int32_t one_digit, msa_progress_fn progress,
+                                                        void *user);
 
 typedef struct msa_shards_info {
     uint32_t struct_size;

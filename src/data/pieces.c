@@ -61,6 +61,8 @@ static msa_status grow(msa__pieces *pieces)
 static msa_status count_piece(msa__pieces *pieces, const char *bytes, size_t n)
 {
     if (n == 0) return MSA_OK;
+    /* In M3's pattern a piece that begins with a digit is a number, and no other holds digits. */
+    if (pieces->no_digits && bytes[0] >= '0' && bytes[0] <= '9') return MSA_OK;
     int32_t found = pieces->n ? msa__names_find(&pieces->index, bytes, n) : -1;
     if (found >= 0) {
         pieces->items[found].count++;

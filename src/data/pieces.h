@@ -12,6 +12,7 @@ typedef struct msa__piece {
 } msa__piece;
 
 typedef struct msa__pieces {
+    int32_t no_digits; /* 1: numbers do not count, so no digits merge */
     msa__piece *items; /* [n] in the order of their first occurrence */
     int64_t n, capacity;
     msa__names index;          /* bytes to item */

@@ -66,30 +66,30 @@ static msa_status write_files(const char *dir, const msa__learned *learned, msa_
     return write_text(dir, "tokenizer_config.json", &config);
 }
 
-msa_status msa_tokenizer_train(const char *dir, const char *text, int32_t vocab_size,
-                               int32_t added_tokens, msa_progress_fn progress, void *user)
+msa_status msa_tokenizer_train(const char *dir, const char *text, int32_t vocab_size, int32_t added,
+                               int32_t one_digit, msa_progress_fn progress, void *user)
 {
     if (!dir || !text) {
         return MSA_FAIL(MSA_EINVAL, "train_tokenizer: %s = NULL, must be given",
                         dir ? "text" : "dir");
     }
-    if (added_tokens != MSA_ADDED_CHAT && added_tokens != MSA_ADDED_M3) {
-        return MSA_FAIL(MSA_EINVAL, "train_tokenizer: added_tokens = %d, must be 0 or 1",
-                        added_tokens);
+    if ((added != MSA_ADDED_CHAT && added != MSA_ADDED_M3) || (one_digit != 0 && one_digit != 1)) {
+        return MSA_FAIL(MSA_EINVAL, "train_tokenizer: added = %d, one_digit = %d, must be 0 or 1",
+                        added, one_digit);
     }
-    msa__added added = added_tokens == MSA_ADDED_M3 ? MSA__ADDED_M3 : MSA__ADDED_CHAT;
-    int32_t n_learned = vocab_size - msa__n_added(added);
+    msa__added which = added == MSA_ADDED_M3 ? MSA__ADDED_M3 : MSA__ADDED_CHAT;
+    int32_t n_learned = vocab_size - msa__n_added(which);
     if (n_learned < 256 || vocab_size > MSA__MAX_TOKEN_ID) {
         return MSA_FAIL(MSA_EINVAL, "train_tokenizer: vocab_size = %d, must be in %d..%d",
-                        vocab_size, 256 + msa__n_added(added), MSA__MAX_TOKEN_ID);
+                        vocab_size, 256 + msa__n_added(which), MSA__MAX_TOKEN_ID);
     }
     msa__file_list files = {0};
-    msa__pieces pieces = {0};
+    msa__pieces pieces = {.no_digits = one_digit};
     msa__learned learned = {0};
     msa_status status = msa__file_list_fill(&files, text, ".txt");
     if (status == MSA_OK) status = count_files(&pieces, &files, progress, user);
     if (status == MSA_OK) status = msa__bpe_learn(&learned, &pieces, n_learned, progress, user);
-    if (status == MSA_OK) status = write_files(dir, &learned, added);
+    if (status == MSA_OK) status = write_files(dir, &learned, which);
     msa__learned_free(&learned);
     msa__pieces_free(&pieces);
     msa__file_list_free(&files);

@@ -30,7 +30,7 @@ static msa_status train(const corpus *c)
 {
     char out[512];
     snprintf(out, sizeof(out), "%s", corpus_path(c, "trained"));
-    return msa_tokenizer_train(out, corpus_path(c, "text"), 267, MSA_ADDED_CHAT, NULL, NULL);
+    return msa_tokenizer_train(out, corpus_path(c, "text"), 267, MSA_ADDED_CHAT, 0, NULL, NULL);
 }
 
 static msa_status make_shards(const corpus *c)

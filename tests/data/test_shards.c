@@ -203,12 +203,48 @@ static void test_shards_are_a_source(void **state)
     corpus_remove(&c);
 }
 
+/* A folder of shards is one ring of documents, shard behind shard in the order of their names. */
+static void test_several_shards(void **state)
+{
+    (void)state;
+    enum { RING = 17 };
+    corpus c = corpus_create();
+    msa_shards_info info;
+    msa__dataset *d;
+    int32_t ring[RING];
+    static const char *const texts[] = {"first", "second one"};
+    static const char *const places[] = {"all/a.safetensors", "all/b.safetensors"};
+    corpus_write(&c, "all/readme", "", 0);
+    for (int i = 0, n = 0; i < 2; i++) {
+        corpus_write(&c, "text/a.txt", texts[i], strlen(texts[i]));
+        EXPECT_OK(make(&c, "out", "text", &info));
+        const char *made = only_file(&c, "out");
+        assert_int_equal(rename(made, corpus_path(&c, places[i])), 0);
+        for (const char *letter = texts[i]; *letter; letter++) ring[n++] = *letter;
+        ring[n++] = MSA__MADE_EOS;
+    }
+    EXPECT_OK(corpus_open(&c, &d, "[{\"shards\": \"@/all\"}]", 3));
+    assert_int_equal(msa__dataset_tokens(d), RING);
+    msa__batch b = batch_create(RING);
+    for (uint64_t index = 0; index < 20; index++) {
+        EXPECT_OK(msa__dataset_batch(d, index, RING, RING, &b));
+        int32_t turn = 0, n = 0;
+        for (; turn < RING && n < RING; turn++) {
+            for (n = 0; n < RING && b.tokens[n] == ring[(turn + n) % RING]; n++) continue;
+        }
+        assert_int_equal(n, RING);
+    }
+    batch_free(&b);
+    msa__dataset_close(d);
+    corpus_remove(&c);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_good_shard),          cmocka_unit_test(test_hostile_shards),
         cmocka_unit_test(test_shards_of_text),      cmocka_unit_test(test_finished_shards_are_kept),
-        cmocka_unit_test(test_shards_are_a_source),
+        cmocka_unit_test(test_shards_are_a_source), cmocka_unit_test(test_several_shards),
     };
     return cmocka_run_group_tests_name("shards", tests, NULL, NULL);
 }
