@@ -5,6 +5,8 @@
 
 #include "ops/layer_fixture.h"
 
+#include <stdlib.h>
+
 /* The reference backend, whatever backend is tested; it lasts until fixture_teardown. */
 msa_context *reference_context(void);
 
@@ -23,6 +25,13 @@ msa_tensor slopes_of(loss_fn loss, const void *args, const msa_tensor *x, const 
 
 /* Every element within relative * the largest exact one, and the rounding of t's dtype. */
 void expect_near(const msa_tensor *t, const msa_tensor *exact, double relative, const char *what);
+
+/* Step through a table of dtypes: MSA_TEST_REDUCED, for tools under which a run takes long, leaves
+ * out most of it; 4 has no factor in common with the 3 dtypes, so each of them is met. */
+static inline int combo_step(void)
+{
+    return getenv("MSA_TEST_REDUCED") ? 4 : 1;
+}
 
 /* Error classes: slopes by differences, sums in f32, products of numbers rounded to bf16. */
 #define NEAR_SLOPE 2e-4

@@ -118,7 +118,7 @@ static void check_case(const linear_case *c, msa_dtype x, msa_dtype w, msa_dtype
 
 static void test_products_match_the_reference(void **state)
 {
-    for (int combo = 0; combo < 27; combo++) {
+    for (int combo = 0; combo < 27; combo += combo_step()) {
         msa_dtype x = float_dtypes[combo % 3], w = float_dtypes[combo / 3 % 3];
         msa_dtype d = float_dtypes[combo / 9], dx = float_dtypes[(combo + combo / 3) % 3];
         for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
