@@ -88,6 +88,14 @@ msa_status cuda_router(msa_context *ctx, const msa_router_args *args);
 size_t cuda_moe_workspace(const msa_context *ctx, const msa_moe_args *args);
 msa_status cuda_moe(msa_context *ctx, const msa_moe_args *args, void *workspace);
 
+/* Kinds that MSA is compared with. */
+msa_status cuda_window_blocks(msa_context *ctx, const msa_window_blocks_args *args);
+msa_status cuda_block_means(msa_context *ctx, const msa_block_means_args *args);
+size_t cuda_moba_select_workspace(const msa_context *ctx, const msa_moba_select_args *args);
+msa_status cuda_moba_select(msa_context *ctx, const msa_moba_select_args *args, void *workspace);
+msa_status cuda_sigmoid_gate(msa_context *ctx, const msa_sigmoid_gate_args *args);
+msa_status cuda_sigmoid_gate_backward(msa_context *ctx, const msa_sigmoid_gate_backward_args *args);
+
 /* Gradients. */
 size_t cuda_reverse_index_workspace(const msa_context *ctx, const msa_reverse_index_args *args);
 msa_status cuda_reverse_index(msa_context *ctx, const msa_reverse_index_args *args,
