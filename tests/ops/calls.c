@@ -293,6 +293,25 @@ CALL(router, {
     a->weights = stage_bytes(s, a->weights, n * sizeof(float), OUTPUT);
 })
 
+CALL(window_blocks, {
+    a->positions = stage_ints(s, a->positions, a->blocks.shape[0]);
+    stage_tensor(s, &a->blocks, OUTPUT);
+})
+
+CALL(block_means, {
+    a->cu_seqlens_q = stage_ints(s, a->cu_seqlens_q, a->kv.n_seqs + 1);
+    stage_view(s, &a->kv, INPUT);
+    stage_tensor(s, &a->means, OUTPUT);
+})
+
+CALL_PLANNED(moba_select, {
+    stage_tensor(s, &a->q, INPUT);
+    a->cu_seqlens_q = stage_ints(s, a->cu_seqlens_q, a->kv.n_seqs + 1);
+    stage_view(s, &a->kv, INPUT);
+    stage_tensor(s, &a->means, INPUT);
+    stage_tensor(s, &a->blocks, OUTPUT);
+})
+
 CALL_PLANNED(embed_backward, {
     a->ids = stage_ints(s, a->ids, a->d_out.shape[0]);
     stage_tensor(s, &a->d_out, INPUT);

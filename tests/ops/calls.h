@@ -8,6 +8,7 @@
 #ifndef MSA_TESTS_CALLS_H
 #define MSA_TESTS_CALLS_H
 
+#include "msa/baselines.h"
 #include "msa/gradient.h"
 #include "msa/layer.h"
 
@@ -31,6 +32,12 @@ msa_status call_swiglu(msa_context *ctx, const msa_swiglu_args *args);
 msa_status call_router(msa_context *ctx, const msa_router_args *args);
 msa_status call_moe(msa_context *ctx, const msa_plan *plan, const msa_moe_args *args,
                     void *workspace, size_t workspace_bytes);
+
+msa_status call_window_blocks(msa_context *ctx, const msa_window_blocks_args *args);
+msa_status call_block_means(msa_context *ctx, const msa_block_means_args *args);
+msa_status call_moba_select(msa_context *ctx, const msa_plan *plan,
+                            const msa_moba_select_args *args, void *workspace,
+                            size_t workspace_bytes);
 
 /* Gradients: the call of a reverse index is msa_reverse_index_build. */
 msa_status call_reverse_index(msa_context *ctx, const msa_plan *plan,
