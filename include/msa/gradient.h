@@ -73,11 +73,12 @@ typedef struct msa_attend_backward_args {
     msa_tensor d_out;            /* [T, Hq, D] */
     msa_tensor dq;               /* out [T, Hq, D] */
     msa_tensor dk, dv;           /* out, rows of k: [sum S, Hkv, D]; zeros where nobody selected */
-    int32_t accumulate;          /* 1: add to dq, dk and dv */
+    int32_t accumulate;          /* 1: add to dk and dv */
     int32_t reserved;
 } msa_attend_backward_args;
 
-/* Gradient of msa_attend, (M18). An empty row (lse = -inf) contributes nothing. */
+/* Gradient of msa_attend, (M18). An empty row (lse = -inf) contributes nothing. Query heads that were
+ * attended to in several calls go back in several, of which the later ones accumulate. */
 MSA_API MSA_CHECK_RESULT msa_status msa_attend_backward_plan(msa_context *ctx,
                                                              const msa_attend_backward_args *args,
                                                              msa_plan *plan);

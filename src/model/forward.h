@@ -145,17 +145,4 @@ static inline msa__attention_kind msa__forward_attention(const msa__forward *for
     return selects && forward->args.dense_attention ? MSA__ATTENTION_DENSE : kind;
 }
 
-/* Rows of selected blocks that a token has in a layer, and ids of a row; 0: no blocks. */
-static inline int64_t msa__forward_row_heads(const msa__config *c, msa__attention_kind kind)
-{
-    return kind == MSA__ATTENTION_MOBA ? c->n_q_heads : c->n_kv_heads;
-}
-static inline int64_t msa__forward_row_ids(const msa__config *c, msa__attention_kind kind)
-{
-    if (kind == MSA__ATTENTION_MSA) return c->topk_blocks;
-    if (kind == MSA__ATTENTION_WINDOW_CONTROL) return c->window_blocks;
-    if (msa__attention_is_moba(kind)) return (int64_t)c->moba_pages * c->moba_topk;
-    return 0;
-}
-
 #endif

@@ -2,6 +2,7 @@
 #include "model/forward_pass.h"
 
 #include "base/error.h"
+#include "model/block_rows.h"
 
 /* ---- projections -------------------------------------------------------------------------- */
 
@@ -145,15 +146,6 @@ static msa_status choose_window_blocks(const msa__pass *p, msa_tensor blocks)
     return msa_window_blocks(p->forward->ctx, &args);
 }
 
-/* Heads h, n + h, 2 n + h, … of a [T, heads, …] tensor. */
-static msa_tensor every_nth_head(msa_tensor t, int64_t h, int64_t n)
-{
-    t.data = (unsigned char *)t.data + h * t.stride[1] * (int64_t)msa_dtype_bytes(t.dtype);
-    t.shape[1] /= n;
-    t.stride[1] *= n;
-    return t;
-}
-
 /* (M10), (M11). Rows of heads: one call for each head of a group. */
 static msa_status attend_blocks(const msa__pass *p, const msa_kv_view *view, msa_tensor blocks)
 {
@@ -169,9 +161,9 @@ static msa_status attend_blocks(const msa__pass *p, const msa_kv_view *view, msa
     attend.cu_seqlens_q = p->step.cu_seqlens;
     attend.block_size = c->block_size;
     for (int64_t h = 0; h < n_parts; h++) {
-        attend.q = every_nth_head(q, h, n_parts);
-        attend.blocks = every_nth_head(blocks, h, n_parts);
-        attend.out = every_nth_head(out, h, n_parts);
+        attend.q = msa__every_nth_head(q, h, n_parts);
+        attend.blocks = msa__every_nth_head(blocks, h, n_parts);
+        attend.out = msa__every_nth_head(out, h, n_parts);
         MSA_TRY(msa_attend(f->ctx, &f->attend, &attend, f->workspace, f->workspace_bytes));
     }
     return MSA_OK;
@@ -198,7 +190,7 @@ static msa_status attend(const msa__pass *p, const msa_kv_view *view, msa__atten
 {
     const msa__config *c = p->config;
     msa_tensor blocks = heads(p->forward->blocks, MSA_DTYPE_I32, p->n_tokens,
-                              msa__forward_row_heads(c, kind), msa__forward_row_ids(c, kind));
+                              msa__row_heads(c, kind), msa__row_ids(c, kind));
     if (kind == MSA__ATTENTION_DENSE) return attend_window(p, view, 0);
     if (kind == MSA__ATTENTION_SWA) return attend_window(p, view, c->window);
     if (kind == MSA__ATTENTION_WINDOW_CONTROL) {

@@ -3,6 +3,7 @@
 #include "base/alloc.h"
 #include "base/arena.h"
 #include "base/error.h"
+#include "model/block_rows.h"
 #include "model/forward_pass.h"
 #include "model/rope_frequencies.h"
 
@@ -100,8 +101,8 @@ static msa_status plan_moba_selection(const sizing *s, const msa_kv_view *view, 
     args.n_pages = c->moba_pages;
     args.topk = c->moba_topk;
     args.blocks =
-        msa_tensor_make(NULL, MSA_DTYPE_I32, 3, s->n_tokens, msa__forward_row_heads(c, kind),
-                        msa__forward_row_ids(c, kind), 0);
+        msa_tensor_make(NULL, MSA_DTYPE_I32, 3, s->n_tokens, msa__row_heads(c, kind),
+                        msa__row_ids(c, kind), 0);
     MSA_TRY(msa_moba_select_plan(f->ctx, &args, &plan));
     keep_largest(&f->moba_select, &plan);
     return MSA_OK;
@@ -112,7 +113,7 @@ static msa_status plan_block_attention(const sizing *s, const msa_kv_view *view,
 {
     msa__forward *f = s->forward;
     const msa__config *c = s->config;
-    int64_t n_heads = (int64_t)c->n_q_heads * c->n_kv_heads / msa__forward_row_heads(c, kind);
+    int64_t n_heads = c->n_q_heads / msa__row_parts(c, kind);
     msa_attend_args attend;
     msa_plan plan;
     msa_attend_args_init(&attend);
@@ -120,7 +121,7 @@ static msa_status plan_block_attention(const sizing *s, const msa_kv_view *view,
     attend.q = msa_tensor_make(NULL, f->args.dtype, 3, s->n_tokens, n_heads, c->head_dim, 0);
     attend.kv = *view;
     attend.blocks = msa_tensor_make(NULL, MSA_DTYPE_I32, 3, s->n_tokens, c->n_kv_heads,
-                                    msa__forward_row_ids(c, kind), 0);
+                                    msa__row_ids(c, kind), 0);
     attend.block_size = c->block_size;
     attend.out = attend.q;
     MSA_TRY(msa_attend_plan(f->ctx, &attend, &plan));
@@ -246,7 +247,7 @@ static int64_t most_row_blocks(const msa__forward *f)
     int64_t most = 0;
     for (int32_t layer = 0; layer < c->n_layers; layer++) {
         msa__attention_kind kind = msa__forward_attention(f, layer);
-        int64_t n = msa__forward_row_heads(c, kind) * msa__forward_row_ids(c, kind);
+        int64_t n = msa__row_heads(c, kind) * msa__row_ids(c, kind);
         most = n > most ? n : most;
     }
     return most;

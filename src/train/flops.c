@@ -44,17 +44,27 @@ static double visible_pairs(int64_t length, int64_t window, int64_t topk, int64_
     return pairs;
 }
 
+/* Gates of the queries of a sequence, (B2): complete blocks before their own. */
+static double earlier_blocks(int64_t length, int64_t block_size)
+{
+    double n_full = (double)(length / block_size), rest = (double)(length % block_size);
+    return n_full * (n_full - 1) / 2 * (double)block_size + n_full * rest;
+}
+
 static double attention_flops(const msa__config *c, const msa__walk_mode *mode, int32_t layer,
                               int64_t length)
 {
     int32_t kind = c->layers[layer].attention;
     int64_t window = kind == MSA__ATTENTION_SWA ? c->window : 0, topk = 0;
     int32_t index = kind == MSA__ATTENTION_MSA && mode->phase != MSA__PHASE_DENSE;
+    int64_t block_size = c->block_size, moba = msa__attention_is_moba(c->layers[layer].attention);
     if (kind == MSA__ATTENTION_WINDOW_CONTROL) topk = c->window_blocks;
     if (index && mode->phase == MSA__PHASE_SPARSE) topk = c->topk_blocks;
+    if (moba) topk = c->moba_topk, block_size *= c->moba_pages;
     double q = (double)c->n_q_heads * c->head_dim, index_q = (double)c->n_kv_heads * c->index_dim;
-    double pairs = visible_pairs(length, window, topk, c->block_size);
+    double pairs = visible_pairs(length, window, topk, block_size);
     double sum = (mode->freeze_backbone ? 4 : 14) * q * pairs;
+    if (moba) return sum + 2 * q * earlier_blocks(length, block_size);
     if (!index) return sum;
     if (topk > 0) sum += 2 * index_q * visible_pairs(length, 0, 0, c->block_size);
     return sum + 2 * (q + 3 * index_q) * pairs;

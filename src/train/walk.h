@@ -13,6 +13,7 @@
 #ifndef MSA_TRAIN_WALK_H
 #define MSA_TRAIN_WALK_H
 
+#include "model/block_rows.h"
 #include "train/parameters.h"
 
 /* What MSA layers do. */
@@ -64,8 +65,8 @@ typedef struct msa__layer_state {
     void *index_q_raw, *index_k_raw;
     void *index_q, *index_k; /* [Hkv, Di], [Di] A */
     void *attended;          /* [Hq, D] A */
-    float *lse;              /* [Hq] */
-    int32_t *blocks;         /* [Hkv, K] */
+    float *lse;              /* [Hq]; of MoBA [G] of [T, Hkv], one after the other */
+    int32_t *blocks;         /* [Hkv, K]; of MoBA [Hq, K] */
     float *index_lse;        /* [Hkv] */
     float *expert_weights;   /* [topk] */
 } msa__layer_state;
@@ -100,6 +101,7 @@ struct msa__walk {
     float *index_q_f32, *index_k_f32;
     float *d_expert_weights; /* [T, topk] */
     int32_t *reverse_offsets, *reverse_queries;
+    float *block_means;            /* [blocks, Hkv, D]; models with MoBA layers */
     int64_t head_rows;             /* rows of logits at a time */
     void *head_normed;             /* [head_rows, H] A */
     float *logits, *d_head_normed; /* [head_rows, vocab], [head_rows, H] */
@@ -136,14 +138,19 @@ static inline int32_t msa__walk_has_index(const msa__walk *w, int32_t layer)
            w->mode.phase != MSA__PHASE_DENSE;
 }
 
-/* Blocks that a query of the layer attends to, at most; 0: the layer attends to keys, not blocks.
- */
+/* Block ids of a row of the layer; 0: the layer attends to keys, not to blocks. */
 static inline int64_t msa__walk_topk(const msa__walk *w, int32_t layer)
 {
     const msa__config *c = w->args.config;
-    int32_t kind = c->layers[layer].attention;
-    if (kind == MSA__ATTENTION_WINDOW_CONTROL) return c->window_blocks;
-    return kind == MSA__ATTENTION_MSA && w->mode.phase == MSA__PHASE_SPARSE ? c->topk_blocks : 0;
+    msa__attention_kind kind = c->layers[layer].attention;
+    if (kind == MSA__ATTENTION_MSA && w->mode.phase != MSA__PHASE_SPARSE) return 0;
+    return msa__row_ids(c, kind);
+}
+
+/* Blocks of all sequences, at most. */
+static inline int64_t msa__walk_n_blocks(const msa__walk *w)
+{
+    return w->n_tokens / w->args.config->block_size + w->n_seqs;
 }
 
 /* Plan an operator; run it too, unless planning. */
@@ -184,15 +191,20 @@ msa_status msa__walk_copy(const msa__walk *w, float *to, const float *from);
 /* One layer up: residual[layer] to residual[layer + 1]. */
 msa_status msa__walk_layer(msa__walk *w, int32_t layer);
 
-/* Selection of a layer into its state. */
-msa_status msa__walk_select(msa__walk *w, const msa__layer_state *s);
-
 /* Attention over the keys of a window (0: all) into out [T, Hq, D] A and lse. */
 msa_status msa__walk_attend_keys(msa__walk *w, const msa__layer_state *s, int64_t window, void *out,
                                  float *lse);
 
-/* A layer's blocks [T, Hkv, msa__walk_topk], and their reverse index for KL and for attention's
- * gradient; absent where the layer has no blocks. */
+/* The blocks of a layer's kind into its state; those of MSA in any phase. */
+msa_status msa__walk_choose(msa__walk *w, int32_t layer);
+msa_status msa__walk_select(msa__walk *w, const msa__layer_state *s);
+
+/* Attention over them; and its gradients into q_f32, k_f32 and v_f32, with the reverse index that
+ * msa__walk_reverse would make. */
+msa_status msa__walk_attend_blocks(msa__walk *w, int32_t layer);
+msa_status msa__walk_attend_blocks_back(msa__walk *w, int32_t layer, msa_reverse_index *reverse);
+
+/* A layer's blocks, and their reverse index as KL takes it; absent where there are none. */
 msa_tensor msa__walk_blocks(const msa__walk *w, int32_t layer);
 msa_status msa__walk_reverse(msa__walk *w, int32_t layer, msa_reverse_index *out);
 

@@ -119,28 +119,6 @@ static msa_status ffn_back(msa__walk *w, int32_t layer)
 
 /* ---- attention ---------------------------------------------------------------------------- */
 
-static msa_status attend_blocks_back(msa__walk *w, int32_t layer, const msa_reverse_index *reverse)
-{
-    const msa__config *c = w->args.config;
-    const msa__layer_state *s = &w->layers[layer];
-    msa_attend_backward_args args;
-    msa_attend_backward_args_init(&args);
-    args.q = msa__walk_heads(w, s->q, w->args.dtype, c->n_q_heads, c->head_dim);
-    args.kv = msa__walk_kv(w, s);
-    args.cu_seqlens_q = w->cu_seqlens;
-    args.blocks = msa__walk_blocks(w, layer);
-    args.index = *reverse;
-    args.block_size = c->block_size;
-    args.out = msa__walk_heads(w, s->attended, w->args.dtype, c->n_q_heads, c->head_dim);
-    args.lse = msa__walk_rows(w, s->lse, MSA_DTYPE_F32, c->n_q_heads);
-    args.d_out = msa__walk_heads(w, w->d_attended, w->args.dtype, c->n_q_heads, c->head_dim);
-    args.dq = msa__walk_heads(w, w->q_f32, MSA_DTYPE_F32, c->n_q_heads, c->head_dim);
-    args.dk = msa__walk_heads(w, w->k_f32, MSA_DTYPE_F32, c->n_kv_heads, c->head_dim);
-    args.dv = msa__walk_heads(w, w->v_f32, MSA_DTYPE_F32, c->n_kv_heads, c->head_dim);
-    MSA__WALK_OP(w, msa_attend_backward, &args);
-    return MSA_OK;
-}
-
 static msa_status attend_keys_back(msa__walk *w, int32_t layer)
 {
     const msa__config *c = w->args.config;
@@ -206,12 +184,8 @@ static msa_status attention_back(msa__walk *w, int32_t layer)
     const msa__config *c = w->args.config;
     msa_reverse_index reverse = {0};
     MSA_TRY(output_back(w, layer));
-    if (msa__walk_topk(w, layer) > 0) {
-        MSA_TRY(msa__walk_reverse(w, layer, &reverse));
-        MSA_TRY(attend_blocks_back(w, layer, &reverse));
-    } else {
-        MSA_TRY(attend_keys_back(w, layer));
-    }
+    MSA_TRY(msa__walk_topk(w, layer) > 0 ? msa__walk_attend_blocks_back(w, layer, &reverse)
+                                         : attend_keys_back(w, layer));
     MSA_TRY(projections_back(w, layer));
     if (msa__walk_has_index(w, layer)) MSA_TRY(msa__walk_index(w, layer, &reverse, 1));
     return norm_back(w, msa__walk_rows(w, w->residual[layer], MSA_DTYPE_F32, c->hidden_size),

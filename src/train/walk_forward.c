@@ -3,7 +3,6 @@
 #include "train/walk.h"
 
 #include "base/error.h"
-#include "msa/baselines.h"
 #include "msa/memory.h"
 
 /* ---- attention ---------------------------------------------------------------------------- */
@@ -45,54 +44,6 @@ static msa_status project_all(msa__walk *w, int32_t layer)
                    w->index_k_f32, s->index_k, 1, c->index_dim);
 }
 
-msa_status msa__walk_select(msa__walk *w, const msa__layer_state *s)
-{
-    const msa__config *c = w->args.config;
-    msa_select_args args;
-    msa_select_args_init(&args);
-    args.q_index = msa__walk_heads(w, s->index_q, w->args.dtype, c->n_kv_heads, c->index_dim);
-    args.kv = msa__walk_kv(w, s);
-    args.cu_seqlens_q = w->cu_seqlens;
-    args.block_size = c->block_size;
-    args.topk = c->topk_blocks;
-    args.n_init = c->n_init_blocks;
-    args.n_local = c->n_local_blocks;
-    args.blocks = msa__walk_heads(w, s->blocks, MSA_DTYPE_I32, c->n_kv_heads, c->topk_blocks);
-    args.index_lse = msa__walk_rows(w, s->index_lse, MSA_DTYPE_F32, c->n_kv_heads);
-    MSA__WALK_OP(w, msa_select, &args);
-    return MSA_OK;
-}
-
-/* (W1) */
-static msa_status choose_window_blocks(const msa__walk *w, int32_t layer)
-{
-    msa_window_blocks_args args;
-    msa_window_blocks_args_init(&args);
-    args.positions = w->positions;
-    args.block_size = w->args.config->block_size;
-    args.n_init = 1;
-    args.blocks = msa__walk_blocks(w, layer);
-    MSA__WALK_CALL(w, msa_window_blocks, &args);
-    return MSA_OK;
-}
-
-static msa_status attend_blocks(msa__walk *w, int32_t layer)
-{
-    const msa__config *c = w->args.config;
-    const msa__layer_state *s = &w->layers[layer];
-    msa_attend_args args;
-    msa_attend_args_init(&args);
-    args.q = msa__walk_heads(w, s->q, w->args.dtype, c->n_q_heads, c->head_dim);
-    args.kv = msa__walk_kv(w, s);
-    args.cu_seqlens_q = w->cu_seqlens;
-    args.blocks = msa__walk_blocks(w, layer);
-    args.block_size = c->block_size;
-    args.out = msa__walk_heads(w, s->attended, w->args.dtype, c->n_q_heads, c->head_dim);
-    args.lse = msa__walk_rows(w, s->lse, MSA_DTYPE_F32, c->n_q_heads);
-    MSA__WALK_OP(w, msa_attend, &args);
-    return MSA_OK;
-}
-
 msa_status msa__walk_attend_keys(msa__walk *w, const msa__layer_state *s, int64_t window, void *out,
                                  float *lse)
 {
@@ -114,17 +65,12 @@ static msa_status attend(msa__walk *w, int32_t layer)
 {
     const msa__config *c = w->args.config;
     const msa__layer_state *s = &w->layers[layer];
-    int32_t kind = c->layers[layer].attention;
     if (msa__walk_topk(w, layer) == 0) {
-        int64_t window = kind == MSA__ATTENTION_SWA ? c->window : 0;
+        int64_t window = c->layers[layer].attention == MSA__ATTENTION_SWA ? c->window : 0;
         return msa__walk_attend_keys(w, s, window, s->attended, s->lse);
     }
-    if (kind == MSA__ATTENTION_MSA) {
-        MSA_TRY(msa__walk_select(w, s));
-    } else {
-        MSA_TRY(choose_window_blocks(w, layer));
-    }
-    return attend_blocks(w, layer);
+    MSA_TRY(msa__walk_choose(w, layer));
+    return msa__walk_attend_blocks(w, layer);
 }
 
 static msa_status attention_block(msa__walk *w, int32_t layer)

@@ -3,26 +3,6 @@
 
 #include "base/error.h"
 
-msa_status msa__walk_reverse(msa__walk *w, int32_t layer, msa_reverse_index *out)
-{
-    const msa__config *c = w->args.config;
-    int64_t topk = msa__walk_topk(w, layer), capacity = w->n_tokens / c->block_size + w->n_seqs;
-    if (topk == 0) return MSA_OK;
-    msa_reverse_index_args args;
-    msa_reverse_index_args_init(&args);
-    args.blocks = msa__walk_blocks(w, layer);
-    args.kv = msa__walk_kv(w, &w->layers[layer]);
-    args.cu_seqlens_q = w->cu_seqlens;
-    args.block_size = c->block_size;
-    args.index.offsets =
-        msa_tensor_make(w->reverse_offsets, MSA_DTYPE_I32, 2, c->n_kv_heads, capacity + 1, 0, 0);
-    args.index.queries = msa_tensor_make(w->reverse_queries, MSA_DTYPE_I32, 2, c->n_kv_heads,
-                                         w->n_tokens * topk, 0, 0);
-    MSA__WALK_RUN(w, msa_reverse_index_plan, msa_reverse_index_build, &args);
-    *out = args.index;
-    return MSA_OK;
-}
-
 static msa_status index_kl(msa__walk *w, int32_t layer, const msa_reverse_index *reverse,
                            int32_t with_gradients)
 {

@@ -27,12 +27,6 @@ msa_kv_view msa__walk_kv(const msa__walk *w, const msa__layer_state *s)
     return kv;
 }
 
-msa_tensor msa__walk_blocks(const msa__walk *w, int32_t layer)
-{
-    return msa__walk_heads(w, w->layers[layer].blocks, MSA_DTYPE_I32, w->args.config->n_kv_heads,
-                           msa__walk_topk(w, layer));
-}
-
 msa_status msa__walk_norm(const msa__walk *w, msa_tensor x, const msa_tensor *weight,
                           msa_tensor out)
 {

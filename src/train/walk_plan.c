@@ -32,24 +32,24 @@ static void lay_out_step(msa__walk *w, msa__arena *arena)
     w->loss = msa__arena_take(arena, n, sizeof(float));
 }
 
-/* The widest row of block ids of a layer's kind, 0: it has none. */
-static int32_t row_blocks(const msa__config *c, int32_t kind)
+/* Block ids of a token in a layer of a kind. */
+static int64_t ids_of(const msa__config *c, msa__attention_kind kind)
 {
-    if (kind == MSA__ATTENTION_MSA) return c->topk_blocks;
-    return kind == MSA__ATTENTION_WINDOW_CONTROL ? c->window_blocks : 0;
+    return msa__row_heads(c, kind) * msa__row_ids(c, kind);
 }
 
-static int32_t widest_row(const msa__config *c)
+/* Block ids of a token, of the kind of layer that has the most. */
+static int64_t most_ids(const msa__config *c)
 {
-    int32_t widest = 0;
+    int64_t most = 0;
     for (int32_t i = 0; i < c->n_layers; i++) {
-        int32_t blocks = row_blocks(c, c->layers[i].attention);
-        if (blocks > widest) widest = blocks;
+        int64_t ids = ids_of(c, c->layers[i].attention);
+        if (ids > most) most = ids;
     }
-    return widest;
+    return most;
 }
 
-static void lay_out_state(const msa__walk *w, msa__layer_state *s, int32_t blocks, int32_t msa,
+static void lay_out_state(const msa__walk *w, msa__layer_state *s, int64_t n_ids, int32_t msa,
                           int32_t moe, msa__arena *arena)
 {
     const msa__config *c = w->args.config;
@@ -71,16 +71,12 @@ static void lay_out_state(const msa__walk *w, msa__layer_state *s, int32_t block
     s->v = msa__arena_take(arena, n, kv * element);
     s->attended = msa__arena_take(arena, n, q * element);
     s->lse = msa__arena_take(arena, n, (size_t)c->n_q_heads * sizeof(float));
-    if (blocks) {
-        s->blocks = msa__arena_take(arena, n * c->n_kv_heads, (size_t)blocks * sizeof(int32_t));
-    }
+    if (n_ids) s->blocks = msa__arena_take(arena, n, (size_t)n_ids * sizeof(int32_t));
     if (msa) {
         s->index_q_raw = msa__arena_take(arena, n, index_q * element);
         s->index_k_raw = msa__arena_take(arena, n, (size_t)c->index_dim * element);
         s->index_q = msa__arena_take(arena, n, index_q * element);
         s->index_k = msa__arena_take(arena, n, (size_t)c->index_dim * element);
-        s->blocks =
-            msa__arena_take(arena, n * c->n_kv_heads, (size_t)c->topk_blocks * sizeof(int32_t));
         s->index_lse = msa__arena_take(arena, n, (size_t)c->n_kv_heads * sizeof(float));
     }
     if (moe) {
@@ -94,6 +90,13 @@ static int32_t has_msa(const msa__config *c)
     return msa__config_count_attention(c, MSA__ATTENTION_MSA) > 0;
 }
 
+static int32_t has_moba(const msa__config *c)
+{
+    return msa__config_count_attention(c, MSA__ATTENTION_MOBA) +
+               msa__config_count_attention(c, MSA__ATTENTION_MOBA_GROUP) >
+           0;
+}
+
 /* Residual streams, results and states of the layers. */
 static void lay_out_layers(msa__walk *w, msa__arena *arena)
 {
@@ -105,7 +108,7 @@ static void lay_out_layers(msa__walk *w, msa__arena *arena)
         w->residual[i] = own ? msa__arena_take(arena, n, row) : w->residual[i - 2];
     }
     if (w->args.keep != MSA__KEEP_ALL) {
-        lay_out_state(w, &w->layers[0], widest_row(c), has_msa(c), c->n_experts > 0, arena);
+        lay_out_state(w, &w->layers[0], most_ids(c), has_msa(c), c->n_experts > 0, arena);
         for (int32_t i = 1; i < c->n_layers; i++) w->layers[i] = w->layers[0];
     }
     for (int32_t i = 0; i < c->n_layers; i++) {
@@ -113,7 +116,7 @@ static void lay_out_layers(msa__walk *w, msa__arena *arena)
         w->index_loss[i] = NULL;
         w->expert_ids[i] = NULL;
         if (w->args.keep == MSA__KEEP_ALL) {
-            lay_out_state(w, &w->layers[i], row_blocks(c, c->layers[i].attention), msa, moe, arena);
+            lay_out_state(w, &w->layers[i], ids_of(c, c->layers[i].attention), msa, moe, arena);
         }
         if (msa) w->index_loss[i] = msa__arena_take(arena, n * c->n_kv_heads, sizeof(float));
         if (moe) {
@@ -128,6 +131,7 @@ static void lay_out_scratch(msa__walk *w, msa__arena *arena)
 {
     const msa__config *c = w->args.config;
     int64_t n = w->args.max_tokens;
+    int64_t n_blocks = n / c->block_size + n; /* a sequence has at least one token */
     size_t row = (size_t)c->hidden_size * sizeof(float);
     size_t q = (size_t)c->n_q_heads * (size_t)c->head_dim;
     size_t kv = (size_t)c->n_kv_heads * (size_t)c->head_dim;
@@ -138,13 +142,12 @@ static void lay_out_scratch(msa__walk *w, msa__arena *arena)
             msa__arena_take(arena, n * c->n_kv_heads, (size_t)c->index_dim * sizeof(float));
         w->index_k_f32 = msa__arena_take(arena, n, (size_t)c->index_dim * sizeof(float));
     }
-    if (widest_row(c)) {
-        int64_t capacity = n / c->block_size + n; /* a sequence has at least one token */
+    if (most_ids(c)) {
         w->reverse_offsets =
-            msa__arena_take(arena, c->n_kv_heads * (capacity + 1), sizeof(int32_t));
-        w->reverse_queries =
-            msa__arena_take(arena, n * c->n_kv_heads, (size_t)widest_row(c) * sizeof(int32_t));
+            msa__arena_take(arena, c->n_kv_heads * (n_blocks + 1), sizeof(int32_t));
+        w->reverse_queries = msa__arena_take(arena, n, (size_t)most_ids(c) * sizeof(int32_t));
     }
+    if (has_moba(c)) w->block_means = msa__arena_take(arena, n_blocks, kv * sizeof(float));
     w->head_normed = msa__arena_take(arena, w->head_rows,
                                      (size_t)c->hidden_size * msa_dtype_bytes(w->args.dtype));
     w->logits = msa__arena_take(arena, w->head_rows, (size_t)c->vocab_size * sizeof(float));
@@ -220,10 +223,8 @@ static msa_status check(const msa__walk_args *args)
                         (long long)args->max_tokens, INT32_MAX / 2);
     }
     for (int32_t i = 0; i < args->config->n_layers; i++) {
-        if (args->config->layers[i].attention <= MSA__ATTENTION_WINDOW_CONTROL) continue;
-        return MSA_FAIL(MSA_EUNSUPPORTED,
-                        "train: layer %d: only dense, sliding, window-control and "
-                        "MSA attention can be trained",
+        if (args->config->layers[i].attention != MSA__ATTENTION_LIGHTNING) continue;
+        return MSA_FAIL(MSA_EUNSUPPORTED, "train: layer %d: lightning attention cannot be trained",
                         i);
     }
     return MSA_OK;

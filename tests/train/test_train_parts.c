@@ -123,6 +123,11 @@ static void test_recall_of_the_best(void **state)
 
 /* ---- operations --------------------------------------------------------------------------- */
 
+static int32_t is_moba(const msa__config *c, int32_t layer)
+{
+    return msa__attention_is_moba(c->layers[layer].attention);
+}
+
 /* Pairs that the rows of a layer see, counted one by one. */
 static double count_pairs(const msa__config *c, int32_t layer, int32_t sparse)
 {
@@ -136,12 +141,22 @@ static double count_pairs(const msa__config *c, int32_t layer, int32_t sparse)
             if (kind == MSA__ATTENTION_WINDOW_CONTROL && kept > c->window_blocks) {
                 kept = c->window_blocks;
             }
+            if (is_moba(c, layer) && kept > c->moba_topk) kept = c->moba_topk; /* of one page */
             double seen = (kept - 1) * c->block_size + i % c->block_size + 1;
             if (kind == MSA__ATTENTION_SWA && i + 1 > c->window) seen = c->window;
             pairs += seen;
         }
     }
     return pairs;
+}
+
+/* Blocks before their own that MoBA's rows weigh. */
+static double count_gates(const msa__config *c)
+{
+    const msa__walk_batch *batch = tiny_batch();
+    double gates = 0;
+    for (int32_t i = 0; i < TINY_TOKENS; i++) gates += batch->positions[i] / c->block_size;
+    return gates;
 }
 
 static void check_flops(const char *config, msa__phase phase, double matrices)
@@ -155,6 +170,7 @@ static void check_flops(const char *config, msa__phase phase, double matrices)
     for (int32_t layer = 0; layer < c->n_layers; layer++) {
         double pairs = count_pairs(c, layer, phase == MSA__PHASE_SPARSE);
         expected += 14 * q * pairs;
+        if (is_moba(c, layer)) expected += 2 * q * count_gates(c);
         if (c->layers[layer].attention != MSA__ATTENTION_MSA || phase == MSA__PHASE_DENSE) continue;
         expected += 2 * (q + 3 * index_q) * pairs;
         if (phase == MSA__PHASE_SPARSE) expected += 2 * index_q * count_pairs(c, layer, 0);
@@ -174,6 +190,7 @@ static void test_operations(void **state)
     check_flops(tiny_config, MSA__PHASE_WARMUP, m3 + 4 * 2 * index);
     check_flops(tiny_config, MSA__PHASE_SPARSE, m3 + 4 * 2 * index);
     check_flops(tiny_window_config, MSA__PHASE_DENSE, 6 * (3 * attention + 3 * dense + head));
+    check_flops(tiny_moba_config, MSA__PHASE_DENSE, 6 * (3 * attention + 3 * dense + head));
 }
 
 int main(void)

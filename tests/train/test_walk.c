@@ -53,7 +53,9 @@ static uint64_t choices(const tiny *t)
 {
     uint64_t hash = 14695981039346656037u;
     for (int32_t layer = 0; layer < t->config.n_layers; layer++) {
-        int64_t n_blocks = TINY_TOKENS * t->config.n_kv_heads * msa__walk_topk(&t->walk, layer);
+        int64_t n_rows =
+            TINY_TOKENS * msa__row_heads(&t->config, t->config.layers[layer].attention);
+        int64_t n_blocks = n_rows * msa__walk_topk(&t->walk, layer);
         int64_t n_ids = t->config.layers[layer].moe ? TINY_TOKENS * 2 : 0;
         const void *arrays[] = {t->walk.layers[layer].blocks, t->walk.expert_ids[layer]};
         int64_t counts[] = {n_blocks, n_ids};
@@ -147,13 +149,20 @@ static void test_differences_windows(void **state)
     check_model(tiny_window_config, MSA__PHASE_DENSE);
 }
 
+static void test_differences_moba(void **state)
+{
+    (void)state;
+    check_model(tiny_moba_config, MSA__PHASE_DENSE);
+}
+
 /* ---- the same bits ------------------------------------------------------------------------ */
 
-static float *gradients_of(const char *backend, int32_t n_threads, msa_dtype dtype, msa__keep keep,
-                           const msa__walk_mode *mode, msa__parameters *layout)
+static float *gradients_of(const char *config, const char *backend, int32_t n_threads,
+                           msa_dtype dtype, msa__keep keep, const msa__walk_mode *mode,
+                           msa__parameters *layout)
 {
     tiny t;
-    tiny_create(&t, tiny_config, backend, n_threads, dtype, keep);
+    tiny_create(&t, config, backend, n_threads, dtype, keep);
     tiny_gradients(&t, mode);
     float *gradients = tiny_copy(&t, t.parameters.gradients, t.parameters.n);
     if (layout) *layout = t.parameters;
@@ -186,15 +195,18 @@ static void test_kl_leaves_backbone_alone(void **state)
         msa__parameters layout;
         msa__walk_mode with = mode_of((msa__phase)phase), without = with;
         without.index_weight = 0;
-        float *a = gradients_of("cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &with, &layout);
-        float *b = gradients_of("cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &without, NULL);
+        float *a =
+            gradients_of(tiny_config, "cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &with, &layout);
+        float *b =
+            gradients_of(tiny_config, "cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &without, NULL);
         int64_t backbone = layout.group_begin[MSA__GROUP_UNDECAYED];
         expect_same(a, b, backbone, layout.n);
         assert_true(any_nonzero(a, 0, backbone));
         assert_false(any_nonzero(b, 0, backbone));
         without = with;
         without.loss_weight = 0;
-        float *c = gradients_of("cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &without, NULL);
+        float *c =
+            gradients_of(tiny_config, "cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &without, NULL);
         expect_same(a, c, 0, backbone);
         assert_false(any_nonzero(c, backbone, layout.n));
         free(a);
@@ -211,8 +223,9 @@ static void test_ablation_reaches_backbone(void **state)
     msa__walk_mode detached = mode_of(MSA__PHASE_SPARSE), attached = detached;
     attached.index_reaches_backbone = 1;
     attached.loss_weight = 0;
-    float *a = gradients_of("cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &detached, &layout);
-    float *b = gradients_of("cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &attached, NULL);
+    float *a =
+        gradients_of(tiny_config, "cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &detached, &layout);
+    float *b = gradients_of(tiny_config, "cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &attached, NULL);
     int64_t backbone = layout.group_begin[MSA__GROUP_UNDECAYED];
     assert_true(any_nonzero(b, backbone, layout.n));
     free(a);
@@ -226,8 +239,10 @@ static void test_frozen_backbone_gives_same_index_gradients(void **state)
         msa__parameters layout;
         msa__walk_mode open = mode_of((msa__phase)phase), frozen = open;
         frozen.freeze_backbone = 1;
-        float *a = gradients_of("cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &open, &layout);
-        float *b = gradients_of("cpu", 2, MSA_DTYPE_F32, MSA__KEEP_NOTHING, &frozen, NULL);
+        float *a =
+            gradients_of(tiny_config, "cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &open, &layout);
+        float *b =
+            gradients_of(tiny_config, "cpu", 2, MSA_DTYPE_F32, MSA__KEEP_NOTHING, &frozen, NULL);
         int64_t backbone = layout.group_begin[MSA__GROUP_UNDECAYED];
         expect_same(a, b, 0, backbone);
         assert_false(any_nonzero(b, backbone, layout.n));
@@ -236,15 +251,27 @@ static void test_frozen_backbone_gives_same_index_gradients(void **state)
     }
 }
 
+static const struct {
+    const char *const *config;
+    msa__phase phase;
+} models[] = {
+    {&tiny_config, MSA__PHASE_DENSE},      {&tiny_config, MSA__PHASE_WARMUP},
+    {&tiny_config, MSA__PHASE_SPARSE},     {&tiny_window_config, MSA__PHASE_DENSE},
+    {&tiny_moba_config, MSA__PHASE_DENSE},
+};
+#define N_MODELS (int)(sizeof(models) / sizeof(models[0]))
+
 static void test_same_bits_for_recomputation_and_threads(void **state)
 {
     (void)state;
-    for (msa_dtype dtype = MSA_DTYPE_F32; dtype <= MSA_DTYPE_BF16; dtype++) {
+    for (int i = 0; i < 2 * N_MODELS; i++) {
+        msa_dtype dtype = i % 2 ? MSA_DTYPE_BF16 : MSA_DTYPE_F32;
+        const char *config = *models[i / 2].config;
         msa__parameters layout;
-        msa__walk_mode mode = mode_of(MSA__PHASE_SPARSE);
-        float *a = gradients_of("cpu", 1, dtype, MSA__KEEP_ALL, &mode, &layout);
-        float *b = gradients_of("cpu", 1, dtype, MSA__KEEP_RESIDUAL, &mode, NULL);
-        float *c = gradients_of("cpu", 3, dtype, MSA__KEEP_ALL, &mode, NULL);
+        msa__walk_mode mode = mode_of(models[i / 2].phase);
+        float *a = gradients_of(config, "cpu", 1, dtype, MSA__KEEP_ALL, &mode, &layout);
+        float *b = gradients_of(config, "cpu", 1, dtype, MSA__KEEP_RESIDUAL, &mode, NULL);
+        float *c = gradients_of(config, "cpu", 3, dtype, MSA__KEEP_ALL, &mode, NULL);
         expect_same(a, b, 0, layout.n);
         expect_same(a, c, 0, layout.n);
         free(a);
@@ -253,15 +280,16 @@ static void test_same_bits_for_recomputation_and_threads(void **state)
     }
 }
 
-/* The cpu backend's gradients are those of the specification, bf16 within its rounding. */
+/* The cpu backend's gradients are those of the specification. */
 static void test_backends_agree(void **state)
 {
     (void)state;
-    for (int phase = MSA__PHASE_DENSE; phase <= MSA__PHASE_SPARSE; phase++) {
+    for (int m = 0; m < N_MODELS; m++) {
+        const char *config = *models[m].config;
         msa__parameters layout;
-        msa__walk_mode mode = mode_of((msa__phase)phase);
-        float *a = gradients_of("ref", 1, MSA_DTYPE_F32, MSA__KEEP_ALL, &mode, &layout);
-        float *b = gradients_of("cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &mode, NULL);
+        msa__walk_mode mode = mode_of(models[m].phase);
+        float *a = gradients_of(config, "ref", 1, MSA_DTYPE_F32, MSA__KEEP_ALL, &mode, &layout);
+        float *b = gradients_of(config, "cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &mode, NULL);
         double difference = 0, norm = 0;
         for (int64_t i = 0; i < layout.n; i++) {
             double d = (double)a[i] - (double)b[i];
@@ -282,6 +310,7 @@ int main(void)
         cmocka_unit_test(test_differences_warmup),
         cmocka_unit_test(test_differences_sparse),
         cmocka_unit_test(test_differences_windows),
+        cmocka_unit_test(test_differences_moba),
         cmocka_unit_test(test_kl_leaves_backbone_alone),
         cmocka_unit_test(test_ablation_reaches_backbone),
         cmocka_unit_test(test_frozen_backbone_gives_same_index_gradients),

@@ -25,16 +25,23 @@ const char *const tiny_config =
     "\"sparse_init_block\": 0, \"sparse_score_type\": \"max\","
     "\"sparse_attention_freq\": [0, 1, 1]}}";
 
+/* Without experts; with the layers of other kinds. */
+#define PLAIN(kinds)                                                                               \
+    "{\"architectures\": [\"MiniMaxM3SparseForCausalLM\"], \"hidden_size\": 48,"                   \
+    "\"num_hidden_layers\": 3, \"num_attention_heads\": 4, \"num_key_value_heads\": 2,"            \
+    "\"head_dim\": 16, \"vocab_size\": 64, \"max_position_embeddings\": 4096,"                     \
+    "\"rms_norm_eps\": 1e-06, \"use_gemma_norm\": false, \"use_qk_norm\": false,"                  \
+    "\"rope_theta\": 10000, \"rotary_dim\": 16, \"partial_rotary_factor\": 1.0,"                   \
+    "\"hidden_act\": \"swigluoai\", \"swiglu_alpha\": 1.702, \"swiglu_limit\": 7.0,"               \
+    "\"dense_intermediate_size\": 64, \"moe_layer_freq\": [0, 0, 0],"                              \
+    "\"tie_word_embeddings\": true, \"index_block_size\": 16, " kinds "}"
+
 const char *const tiny_window_config =
-    "{\"architectures\": [\"MiniMaxM3SparseForCausalLM\"], \"hidden_size\": 48,"
-    "\"num_hidden_layers\": 3, \"num_attention_heads\": 4, \"num_key_value_heads\": 2,"
-    "\"head_dim\": 16, \"vocab_size\": 64, \"max_position_embeddings\": 4096,"
-    "\"rms_norm_eps\": 1e-06, \"use_gemma_norm\": false, \"use_qk_norm\": false,"
-    "\"rope_theta\": 10000, \"rotary_dim\": 16, \"partial_rotary_factor\": 1.0,"
-    "\"hidden_act\": \"swigluoai\", \"swiglu_alpha\": 1.702, \"swiglu_limit\": 7.0,"
-    "\"dense_intermediate_size\": 64, \"moe_layer_freq\": [0, 0, 0],"
-    "\"tie_word_embeddings\": true, \"sparse_attention_config\": {"
-    "\"use_sparse_attention\": false}}";
+    PLAIN("\"layer_types\": [\"full_attention\", \"sliding_attention\", \"window_control\"],"
+          "\"sliding_window\": 24, \"window_control_blocks\": 3");
+
+const char *const tiny_moba_config = PLAIN("\"layer_types\": [\"moba\", \"moba_group\", \"moba\"],"
+                                           "\"moba_block_size\": 16, \"moba_topk\": 2");
 
 /* Of the weights: no token is so near to another choice of experts or blocks that a small step of a
  * finite difference changes it. */
@@ -73,12 +80,6 @@ void tiny_open(tiny *t, const char *config, const char *backend, int32_t n_threa
     EXPECT_OK(msa__json_parse(&root, NULL, "tiny", config, strlen(config)));
     EXPECT_OK(msa__config_parse(&t->config, root));
     msa__json_free(root);
-    if (config != tiny_window_config) return;
-    t->config.layers[1].attention = MSA__ATTENTION_SWA;
-    t->config.layers[2].attention = MSA__ATTENTION_WINDOW_CONTROL;
-    t->config.block_size = 16;
-    t->config.window = 24;
-    t->config.window_blocks = 3;
 }
 
 void tiny_fill(tiny *t, msa_dtype dtype, msa__keep keep)

@@ -16,6 +16,9 @@ extern const char *const tiny_config;
 /* The same without experts, head norms and MSA, tied; window layers: sliding, window control. */
 extern const char *const tiny_window_config;
 
+/* The same with MoBA layers, per head and per group; blocks of 16, K = 2. */
+extern const char *const tiny_moba_config;
+
 typedef struct tiny {
     msa_context *ctx;
     msa__config config;

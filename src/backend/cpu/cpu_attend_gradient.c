@@ -262,8 +262,7 @@ static void query_gradient(void *arg, int64_t index, int32_t thread)
             int64_t head = item.r * job->group + h;
             msa__write_gradient(job->by.kernels, dq,
                                 (item.tile->first_token + t) * dq->stride[0] + head * dq->stride[1],
-                                item.s.dq + t * n_row + h * job->dim, job->g->scale, job->dim,
-                                job->g->accumulate);
+                                item.s.dq + t * n_row + h * job->dim, job->g->scale, job->dim, 0);
         }
     }
 }

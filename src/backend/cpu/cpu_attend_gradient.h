@@ -10,7 +10,7 @@ typedef struct msa__attend_gradient {
     msa__selection selection;
     const msa_tensor *q, *out, *lse, *d_out, *dq, *dk, *dv;
     float scale;
-    int32_t accumulate;
+    int32_t accumulate; /* of dk and dv */
 } msa__attend_gradient;
 
 /* Row numbers [T, Hq] lie at the start of the workspace: L in units of log2, then delta. */

@@ -18,7 +18,7 @@ typedef struct attend_gradient {
     msa_tensor blocks; /* data NULL: dense */
     gradient_schedule schedule;
     float scale;
-    int32_t accumulate;
+    int32_t accumulate;            /* of dk and dv */
     int32_t group;                 /* G */
     int32_t first_group, n_groups; /* of this pass: bounds the slots' memory */
     float *delta;                  /* [T, Hq] */

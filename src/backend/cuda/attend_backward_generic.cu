@@ -121,7 +121,7 @@ static __global__ void __launch_bounds__(THREADS)
     __syncthreads();
     for (int i = threadIdx.x; i < n; i += THREADS) {
         put(views.dq, token, (int64_t)group * job.group + i / dim, i % dim,
-            shared[2 * n + i] * job.scale, job.accumulate);
+            shared[2 * n + i] * job.scale, 0);
     }
 }
 

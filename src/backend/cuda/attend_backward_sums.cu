@@ -105,8 +105,8 @@ static __global__ void __launch_bounds__(THREADS)
         }
     }
     int64_t out = t * dq.stride[0] + (group * job.group + g) * dq.stride[1] + column;
-    put(dq, out, sum.x * job.scale, job.accumulate);
-    put(dq, out + 1, sum.y * job.scale, job.accumulate);
+    put(dq, out, sum.x * job.scale, 0);
+    put(dq, out + 1, sum.y * job.scale, 0);
 }
 
 msa_status attend_sum_slots(msa_context *ctx, const attend_gradient *job)

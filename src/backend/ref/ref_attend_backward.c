@@ -25,7 +25,7 @@ static void query_gradient(const msa_attend_backward_args *args, const ref_atten
             ref_add_row(dq, pair.ds, ref_lane_row(at->kv, &at->kv->k, seq, j, r), dim);
         }
     }
-    ref_write_head(&args->dq, i, h, dq, args->accumulate);
+    ref_write_head(&args->dq, i, h, dq, 0);
 }
 
 /* Key j of a sequence, in the block with this number; its queries start at first_position. */
