@@ -1,0 +1,79 @@
+"""Rows of the study as configurations of msa train; see recipes/README.md."""
+
+import json
+import pathlib
+
+FOLDER = pathlib.Path(__file__).resolve().parent.parent / "recipes"
+MAIN = ["full", "msa", "msa-converted", "swa", "hybrid", "window-control", "moba", "lightning"]
+ABLATIONS = ["msa-no-stop-gradient", "msa-no-warmup", "msa-block-32", "msa-block-64", "msa-topk-8", "msa-topk-32"]
+GROUPS = {"main": MAIN, "ablations": ABLATIONS, "all": MAIN + ABLATIONS}
+UNIT = 20  # a run has a multiple of this many steps: every twentieth of it is whole
+
+
+def read_json(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def merge(base, change):
+    """Objects key by key; everything else is replaced."""
+    if not isinstance(base, dict) or not isinstance(change, dict):
+        return change
+    return {**base, **{key: merge(base.get(key), value) for key, value in change.items()}}
+
+
+def read_row(row):
+    """A row's recipe, merged over what it extends."""
+    recipe = read_json(FOLDER / "study" / f"{row}.json")
+    parent = recipe.pop("extends", None if row == "base" else "base")
+    return merge(read_row(parent), recipe) if parent else recipe
+
+
+def read_questions():
+    return read_json(FOLDER / "study-eval.json")
+
+
+def selects(row):
+    return "minimax_m3_sparse" in read_row(row)["model"]["config"]["layer_types"]
+
+
+def run_name(row, seed):
+    return f"{row}-s{seed}"
+
+
+def change_setting(config, setting):
+    """The configuration with one value replaced: "defaults.lr=0.0005"."""
+    key, value = setting.split("=", 1)
+    change = json.loads(value)
+    for part in reversed(key.split(".")):
+        change = {part: change}
+    return merge(config, change)
+
+
+def make_stage(stage, n_steps):
+    """Shares of the run become steps."""
+    stage = dict(stage, steps=round(stage["part"] * n_steps))
+    del stage["part"]
+    if "warmup_part" in stage:
+        stage["warmup_steps"] = max(1, round(stage.pop("warmup_part") * n_steps))
+    return stage
+
+
+def make_config(row, seed, tokens, settings=()):
+    """(configuration of msa train, {"source", "options"} of msa convert or None), paths below the working folder."""
+    recipe = read_row(row)
+    for setting in settings:
+        recipe = change_setting(recipe, setting)
+    convert = recipe.pop("convert", None)
+    del recipe["about"]
+    n_steps = max(1, round(tokens / recipe["defaults"]["step_tokens"] / UNIT)) * UNIT
+    output = f"runs/{run_name(row, seed)}"
+    config = {**recipe, "output": output, "seed": seed}
+    config["stages"] = [make_stage(stage, n_steps) for stage in recipe["stages"]]
+    config["validation"] = {"every": n_steps // 10, **recipe["validation"]}
+    config["checkpoint"] = {"every": 7 * n_steps // 20, "keep": 3}  # one is at 70 %
+    if convert:
+        config["seed"] = seed + 1000  # other batches than its source began with
+        config["model"] = {**recipe["model"], "init_from": f"{output}/converted"}
+        source = f"runs/{run_name(convert['row'], seed)}/step-{round(convert['part'] * n_steps):06d}"
+        convert = {"source": source, "options": convert["options"]}
+    return config, convert
