@@ -136,7 +136,8 @@ typedef struct msa_sigmoid_gate_args {
 } msa_sigmoid_gate_args;
 MSA_ARGS_INIT(msa_sigmoid_gate_args)
 
-/* out = x / (1 + exp(-gate)): what a Lightning layer does to its normed heads. Errors: MSA_EINVAL */
+/* out = x / (1 + exp(-gate)): what a Lightning layer does to its normed heads. Errors: MSA_EINVAL
+ */
 MSA_API MSA_CHECK_RESULT msa_status msa_sigmoid_gate(msa_context *ctx,
                                                      const msa_sigmoid_gate_args *args);
 
@@ -175,6 +176,41 @@ msa_sigmoid_gate_backward(msa_context *ctx, const msa_sigmoid_gate_backward_args
 
 /* ---- token selection (DSA on GQA) ----------------------------------------------------------- */
 
+typedef struct msa_layernorm_args {
+    uint32_t struct_size;
+    uint32_t flags;
+    msa_tensor x;            /* [T, W] f32, bf16 or f16 */
+    msa_tensor weight, bias; /* [W] f32, bf16 or f16 */
+    float eps;
+    int32_t one_plus; /* 1: the factor is 1 + weight */
+    msa_tensor out;   /* [T, W]; may be x */
+} msa_layernorm_args;
+MSA_ARGS_INIT(msa_layernorm_args)
+
+/* out = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias, (D4): what index keys of DSA go
+ * through. Statistics in f32 or better. Errors: MSA_EINVAL */
+MSA_API MSA_CHECK_RESULT msa_status msa_layernorm(msa_context *ctx, const msa_layernorm_args *args);
+
+typedef struct msa_layernorm_backward_args {
+    uint32_t struct_size;
+    uint32_t flags;
+    msa_tensor x;      /* [T, W], input of the forward call */
+    msa_tensor weight; /* [W] */
+    float eps;
+    int32_t one_plus;
+    msa_tensor d_out;            /* [T, W] */
+    msa_tensor dx;               /* out, optional [T, W]; may alias d_out, not x */
+    msa_tensor d_weight, d_bias; /* optional f32 [W], added to; both or neither */
+} msa_layernorm_backward_args;
+MSA_ARGS_INIT(msa_layernorm_backward_args)
+
+/* Gradient of msa_layernorm, (D5). */
+MSA_API MSA_CHECK_RESULT msa_status msa_layernorm_backward_plan(
+    msa_context *ctx, const msa_layernorm_backward_args *args, msa_plan *plan);
+MSA_API MSA_CHECK_RESULT msa_status msa_layernorm_backward(msa_context *ctx, const msa_plan *plan,
+                                                           const msa_layernorm_backward_args *args,
+                                                           void *workspace, size_t workspace_bytes);
+
 typedef struct msa_token_select_args {
     uint32_t struct_size;
     uint32_t flags;
@@ -190,11 +226,10 @@ MSA_ARGS_INIT(msa_token_select_args)
 
 /* The K visible tokens with the largest index score, (D1), (D2): no token is forced.
  *
- * Result    positions in the sequence, ascending, min(K, visible) of them, then -1; ties to the lower
- *           position, NaN lowest, +0 = -0. ReLU makes equal scores common
- * Numerics  f32 sums over the channels, then over the heads in ascending order; deterministic
- * Source    DeepSeek-V3.2-Exp's lightning indexer; its FP8 keys are not part of it here
- * Errors    MSA_EINVAL
+ * Result    positions in the sequence, ascending, min(K, visible) of them, then -1; ties to the
+ * lower position, NaN lowest, +0 = -0. ReLU makes equal scores common Numerics  f32 sums over the
+ * channels, then over the heads in ascending order; deterministic Source    DeepSeek-V3.2-Exp's
+ * lightning indexer; its FP8 keys are not part of it here Errors    MSA_EINVAL
  */
 MSA_API MSA_CHECK_RESULT msa_status msa_token_select_plan(msa_context *ctx,
                                                           const msa_token_select_args *args,
@@ -229,6 +264,64 @@ MSA_API MSA_CHECK_RESULT msa_status msa_token_attend_plan(msa_context *ctx,
 MSA_API MSA_CHECK_RESULT msa_status msa_token_attend(msa_context *ctx, const msa_plan *plan,
                                                      const msa_token_attend_args *args,
                                                      void *workspace, size_t workspace_bytes);
+
+typedef struct msa_token_attend_backward_args {
+    uint32_t struct_size;
+    uint32_t flags;
+    msa_tensor q;                /* [T, Hq, D] */
+    msa_kv_view kv;              /* packed k and v: f32, bf16 */
+    const int32_t *cu_seqlens_q; /* [B+1] */
+    msa_tensor tokens;           /* i32 [T, K], of the forward call */
+    float scale;                 /* of the forward call; 0: 1/sqrt(D) */
+    int32_t reserved;
+    msa_tensor out, lse; /* results of the forward call: [T, Hq, D]; f32 [T, Hq] */
+    msa_tensor d_out;    /* [T, Hq, D] */
+    msa_tensor dq;       /* out [T, Hq, D] */
+    msa_tensor dk, dv;   /* out [sum S, Hkv, D]; zeros in rows that nobody keeps */
+} msa_token_attend_backward_args;
+MSA_ARGS_INIT(msa_token_attend_backward_args)
+
+/* Gradient of msa_token_attend, (M18) with A = the tokens of a row, a constant. */
+MSA_API MSA_CHECK_RESULT msa_status msa_token_attend_backward_plan(
+    msa_context *ctx, const msa_token_attend_backward_args *args, msa_plan *plan);
+MSA_API MSA_CHECK_RESULT msa_status msa_token_attend_backward(
+    msa_context *ctx, const msa_plan *plan, const msa_token_attend_backward_args *args,
+    void *workspace, size_t workspace_bytes);
+
+typedef struct msa_token_kl_args {
+    uint32_t struct_size;
+    uint32_t flags;
+    msa_tensor q;       /* teacher [T, Hq, D] */
+    msa_tensor q_index; /* student [T, Hi, Di], Hi at most 128 */
+    msa_tensor weights; /* student f32 [T, Hi] */
+    msa_kv_view kv;     /* packed k (teacher) and k_index (student): f32, bf16; v is not used */
+    const int32_t *cu_seqlens_q;
+    msa_tensor tokens; /* i32 [T, K]: A = these; absent: A = every visible token (warm-up) */
+    float scale;       /* teacher's softmax scale; 0: 1/sqrt(D) */
+    float index_scale; /* s of the student; 0: 1/sqrt(Hi Di) */
+    float weight;      /* w of the loss w * sum over rows of KL; finite */
+    int32_t reserved;
+    msa_tensor lse;       /* f32 [T, Hq]: the teacher's over A */
+    msa_tensor loss;      /* out, optional f32 [T]: KL of every row, not weighted */
+    msa_tensor dq_index;  /* out, optional [T, Hi, Di] */
+    msa_tensor d_weights; /* out, optional f32 [T, Hi] */
+    msa_tensor dk_index;  /* out, optional [sum S, Di] */
+} msa_token_kl_args;
+MSA_ARGS_INIT(msa_token_kl_args)
+
+/* KL(teacher || student) of a DSA layer's index branch and its gradient, (D6)-(D8): the teacher is
+ * the mean over all query heads of their attention on A, a constant, and the student softmax(s I).
+ *
+ * Memory    tiles of T x S are recomputed, never stored
+ * Teacher   q, k and lse are read only: the backbone gets no gradient from this loss
+ * Errors    MSA_EINVAL
+ */
+MSA_API MSA_CHECK_RESULT msa_status msa_token_kl_plan(msa_context *ctx,
+                                                      const msa_token_kl_args *args,
+                                                      msa_plan *plan);
+MSA_API MSA_CHECK_RESULT msa_status msa_token_kl(msa_context *ctx, const msa_plan *plan,
+                                                 const msa_token_kl_args *args, void *workspace,
+                                                 size_t workspace_bytes);
 
 #ifdef __cplusplus
 }

@@ -71,7 +71,8 @@ static msa_status check_device_memory(const msa_engine *engine, const msa_cache_
                     (long long)total_bytes, (long long)(free_bytes / token_bytes));
 }
 
-/* MSA layers have an index lane, unless every layer is dense in this engine. */
+/* Layers with an index branch have a lane for its keys, unless every layer is dense in this engine.
+ */
 static msa_status create_cache(msa_engine *engine)
 {
     const msa__config *config = &engine->model->config;
@@ -79,7 +80,7 @@ static msa_status create_cache(msa_engine *engine)
     uint8_t has_kv[MSA__MAX_LAYERS];
     int32_t n_index = 0;
     for (int32_t i = 0; i < config->n_layers; i++) {
-        has_index[i] = config->layers[i].attention == MSA__ATTENTION_MSA &&
+        has_index[i] = msa__attention_has_index(config->layers[i].attention) &&
                        engine->args.attention == MSA_ATTENTION_SPARSE;
         has_kv[i] = config->layers[i].attention != MSA__ATTENTION_LIGHTNING;
         has_means[i] = msa__attention_is_moba(config->layers[i].attention) &&

@@ -36,6 +36,19 @@ static uint64_t add_layer(uint64_t sum, const msa__layer_weights *w)
     return sum;
 }
 
+/* What only DSA layers have. */
+static uint64_t add_token_index(uint64_t sum, const msa__config *c, const msa__weights *w)
+{
+    double numbers[] = {c->dsa_heads, c->dsa_topk};
+    if (c->dsa_topk == 0) return sum;
+    for (int32_t i = 0; i < c->n_layers; i++) {
+        sum = add_tensor(sum, &w->layers[i].index_weights.w);
+        sum = add_tensor(sum, &w->layers[i].index_k_norm);
+        sum = add_tensor(sum, &w->layers[i].index_k_bias);
+    }
+    return msa__checksum(sum, numbers, sizeof(numbers));
+}
+
 /* The numbers of attention kinds that M3 does not have, where a layer is of one. */
 static uint64_t add_other_kinds(uint64_t sum, const msa__config *c)
 {
@@ -69,6 +82,7 @@ static uint64_t fingerprint(const msa_model *model)
     uint64_t sum = msa__checksum(MSA__CHECKSUM_START, numbers, sizeof(numbers));
     sum = msa__checksum(sum, c->layers, (size_t)c->n_layers * sizeof(c->layers[0]));
     sum = add_other_kinds(sum, c);
+    sum = add_token_index(sum, c, w);
     sum = add_tensor(sum, &w->embedding);
     sum = add_tensor(sum, &w->final_norm);
     for (int32_t i = 0; i < c->n_layers; i++) sum = add_layer(sum, &w->layers[i]);

@@ -256,7 +256,7 @@ typedef struct index_keys {
 static msa_status read_index_shape(msa__config *config, const msa__json *object,
                                    const index_keys *keys)
 {
-    int32_t heads;
+    int32_t heads, dsa_dim = config->index_dim; /* 0: no layer of that kind */
     TRY_INT(object, keys->heads, 1, 4096, &heads);
     TRY_INT(object, keys->dim, 16, 512, &config->index_dim);
     TRY_INT(object, keys->block, 16, 256, &config->block_size);
@@ -269,6 +269,10 @@ static msa_status read_index_shape(msa__config *config, const msa__json *object,
     if (config->index_dim != config->head_dim) {
         return msa__json_fail(msa__json_get(object, keys->dim), MSA_EUNSUPPORTED,
                               "must equal head_dim = %d", config->head_dim);
+    }
+    if (dsa_dim && dsa_dim != config->index_dim) {
+        return msa__json_fail(msa__json_get(object, keys->dim), MSA_EUNSUPPORTED,
+                              "must equal dsa_index_dim = %d", dsa_dim);
     }
     if ((config->block_size & (config->block_size - 1)) != 0) {
         return msa__json_fail(msa__json_get(object, keys->block), MSA_EUNSUPPORTED,
@@ -568,6 +572,12 @@ int32_t msa__config_count_attention(const msa__config *config, msa__attention_ki
     int32_t n = 0;
     for (int32_t i = 0; i < config->n_layers; i++) n += config->layers[i].attention == kind;
     return n;
+}
+
+int32_t msa__config_count_index(const msa__config *config)
+{
+    return msa__config_count_attention(config, MSA__ATTENTION_MSA) +
+           msa__config_count_attention(config, MSA__ATTENTION_DSA);
 }
 
 void msa__config_free(msa__config *config)

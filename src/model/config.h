@@ -15,7 +15,8 @@ typedef enum msa__attention_kind {
     MSA__ATTENTION_WINDOW_CONTROL, /* the first block and the latest ones */
     MSA__ATTENTION_MOBA,           /* blocks by the product with their mean key, per query head */
     MSA__ATTENTION_MOBA_GROUP,     /* the same, per group */
-    MSA__ATTENTION_LIGHTNING       /* linear attention with decay: a state, no keys */
+    MSA__ATTENTION_LIGHTNING,      /* linear attention with decay: a state, no keys */
+    MSA__ATTENTION_DSA             /* tokens by a score of their own index keys, for all heads */
 } msa__attention_kind;
 
 typedef struct msa__layer_kind {
@@ -58,11 +59,13 @@ typedef struct msa__config {
     float routed_scaling;
     int32_t router_bias; /* e_score_correction_bias is present */
     int32_t tie_embeddings;
-    int32_t index_dim, topk_blocks, n_init_blocks, n_local_blocks; /* 0 without MSA layers */
+    int32_t index_dim; /* of MSA and of DSA layers; 0 without either */
+    int32_t topk_blocks, n_init_blocks, n_local_blocks; /* 0 without MSA layers */
     int32_t block_size;            /* of the selection; without MSA layers of the cache's pages */
     int32_t window;                /* tokens that sliding layers see, the current one included */
     int32_t window_blocks;         /* blocks of window-control layers, the first one included */
     int32_t moba_pages, moba_topk; /* cache pages of a MoBA block; blocks, the current included */
+    int32_t dsa_heads, dsa_topk;   /* index heads, tokens that a query keeps */
     int32_t mxfp8;                 /* quantization_config.quant_method */
     int32_t n_ignored;
     char **ignored_layers;                  /* modules quantisation leaves alone; owned */
@@ -86,7 +89,14 @@ static inline int32_t msa__attention_is_moba(msa__attention_kind kind)
     return kind == MSA__ATTENTION_MOBA || kind == MSA__ATTENTION_MOBA_GROUP;
 }
 
-/* How many layers are of a kind. */
+/* 1: the layer has an index branch, which chooses what a query sees and is taught by KL. */
+static inline int32_t msa__attention_has_index(msa__attention_kind kind)
+{
+    return kind == MSA__ATTENTION_MSA || kind == MSA__ATTENTION_DSA;
+}
+
+/* How many layers have an index branch; are of a kind. */
+int32_t msa__config_count_index(const msa__config *config);
 int32_t msa__config_count_attention(const msa__config *config, msa__attention_kind kind);
 
 /* 1: quantisation leaves the module alone: its name contains an ignored one, at dots. */

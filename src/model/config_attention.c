@@ -19,6 +19,7 @@ static const kind_name kind_names[] = {
     {"moba", MSA__ATTENTION_MOBA},
     {"moba_group", MSA__ATTENTION_MOBA_GROUP},
     {"lightning", MSA__ATTENTION_LIGHTNING},
+    {"dsa", MSA__ATTENTION_DSA},
 };
 
 #define N_KINDS (sizeof(kind_names) / sizeof(kind_names[0]))
@@ -78,6 +79,19 @@ static msa_status read_moba(msa__config *config, const msa__json *text)
     return need_int(text, "moba_topk", 1, 64 / config->moba_pages, &config->moba_topk);
 }
 
+/* RoPE turns the first channels of index queries and keys as it does those of the others. */
+static msa_status read_dsa(msa__config *config, const msa__json *text)
+{
+    const msa__json *value;
+    MSA_TRY(need_int(text, "dsa_index_heads", 1, 128, &config->dsa_heads));
+    MSA_TRY(need_int(text, "dsa_topk", 1, 65536, &config->dsa_topk));
+    MSA_TRY(msa__json_need(text, "dsa_index_dim", &value));
+    MSA_TRY(msa__json_int32(value, config->rotary_dim < 16 ? 16 : config->rotary_dim, 512,
+                            &config->index_dim));
+    if (config->index_dim % 16 == 0) return MSA_OK;
+    return msa__json_fail(value, MSA_EUNSUPPORTED, "must be a multiple of 16");
+}
+
 msa_status msa__config_read_layer_types(msa__config *config, const msa__json *text)
 {
     const msa__json *list;
@@ -101,5 +115,5 @@ msa_status msa__config_read_layer_types(msa__config *config, const msa__json *te
     if (has(config, MSA__ATTENTION_MOBA) || has(config, MSA__ATTENTION_MOBA_GROUP)) {
         MSA_TRY(read_moba(config, text));
     }
-    return MSA_OK;
+    return has(config, MSA__ATTENTION_DSA) ? read_dsa(config, text) : MSA_OK;
 }

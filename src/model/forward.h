@@ -70,20 +70,22 @@ typedef struct msa__forward {
     msa_cache *cache;
     msa__forward_args args;
 
-    msa_plan linear, moe, select, moba_select, attend, dense_attend,
-        lightning; /* for the largest shapes */
+    /* for the largest shapes */
+    msa_plan linear, moe, select, moba_select, token_select, attend, dense_attend, token_attend,
+        lightning;
 
     /* T = max_tokens, A = activation dtype */
     float *residual;           /* [T, H] */
     void *normed;              /* [T, H] A */
     float *q_f32, *k, *v;      /* [T, Hq, D], [T, Hkv, D] twice */
     void *q;                   /* [T, Hq, D] A */
-    float *index_q_f32;        /* [T, Hkv, Di] */
+    float *index_q_f32;        /* [T, Hkv or Hi, Di] */
     float *index_k;            /* [T, Di] */
-    void *index_q;             /* [T, Hkv, Di] A */
+    void *index_q;             /* [T, Hkv or Hi, Di] A */
+    float *index_weights;      /* [T, Hi]; models with DSA layers */
     void *attended;            /* [T, Hq, D] A */
     float *lightning_out;      /* [T, Hq, D]; models with Lightning layers */
-    int32_t *blocks;           /* [T, heads, K] of the kind of attention with the most */
+    int32_t *blocks;           /* [T, heads, K] of the kind of attention with the most; or tokens */
     int32_t *expert_ids;       /* [T, topk] */
     float *expert_weights;     /* [T, topk] */
     int32_t max_rows;          /* R: rows that go through the head together */
@@ -141,7 +143,7 @@ msa_status msa__forward_derive(msa__forward *forward, int32_t seq);
 static inline msa__attention_kind msa__forward_attention(const msa__forward *forward, int32_t layer)
 {
     msa__attention_kind kind = forward->model->config.layers[layer].attention;
-    int selects = kind == MSA__ATTENTION_MSA || msa__attention_is_moba(kind);
+    int selects = msa__attention_has_index(kind) || msa__attention_is_moba(kind);
     return selects && forward->args.dense_attention ? MSA__ATTENTION_DENSE : kind;
 }
 

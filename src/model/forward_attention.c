@@ -11,14 +11,7 @@ static msa_status norm_and_rotate(const msa__pass *p, msa_tensor x, const msa_te
                                   msa_tensor out)
 {
     if (norm->data) MSA_TRY(msa__pass_rmsnorm(p, x, norm, x));
-    msa_rope_args args;
-    msa_rope_args_init(&args);
-    args.x = x;
-    args.positions = p->step.positions;
-    args.inv_freq = p->forward->inv_freq;
-    args.n_freqs = p->config->rotary_dim / 2;
-    args.out = out;
-    return msa_rope(p->forward->ctx, &args);
+    return msa__pass_rope(p, x, out);
 }
 
 static msa_status project_main(const msa__pass *p, const msa__layer_weights *w)
@@ -193,6 +186,7 @@ static msa_status attend(const msa__pass *p, const msa_kv_view *view, msa__atten
                               msa__row_heads(c, kind), msa__row_ids(c, kind));
     if (kind == MSA__ATTENTION_DENSE) return attend_window(p, view, 0);
     if (kind == MSA__ATTENTION_SWA) return attend_window(p, view, c->window);
+    if (kind == MSA__ATTENTION_DSA) return msa__pass_attend_tokens(p, view);
     if (kind == MSA__ATTENTION_WINDOW_CONTROL) {
         MSA_TRY(choose_window_blocks(p, blocks));
     } else if (msa__attention_is_moba(kind)) {
@@ -213,6 +207,7 @@ static msa_status attend_to_cache(const msa__pass *p, int32_t layer, msa__attent
     msa_kv_view view = view_of(p, layer);
     MSA_TRY(project_main(p, w));
     if (kind == MSA__ATTENTION_MSA) MSA_TRY(project_index(p, w));
+    if (kind == MSA__ATTENTION_DSA) MSA_TRY(msa__pass_project_token_index(p, w));
     MSA_TRY(append(p, &view));
     MSA_TRY(average_blocks(p, &view, layer, p->n_tokens));
     return attend(p, &view, kind, layer);

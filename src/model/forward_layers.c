@@ -31,6 +31,18 @@ msa_status msa__pass_linear(const msa__pass *p, msa_tensor x, const msa_weight *
     return msa_linear(f->ctx, &f->linear, &args, f->workspace, f->workspace_bytes);
 }
 
+msa_status msa__pass_rope(const msa__pass *p, msa_tensor x, msa_tensor out)
+{
+    msa_rope_args args;
+    msa_rope_args_init(&args);
+    args.x = x;
+    args.positions = p->step.positions;
+    args.inv_freq = p->forward->inv_freq;
+    args.n_freqs = p->config->rotary_dim / 2;
+    args.out = out;
+    return msa_rope(p->forward->ctx, &args);
+}
+
 /* ---- taps --------------------------------------------------------------------------------- */
 
 msa_status msa__pass_tap(const msa__pass *p,

@@ -32,6 +32,8 @@ msa_status msa__pass_rmsnorm(const msa__pass *p, msa_tensor x, const msa_tensor 
 msa_status msa__pass_linear(const msa__pass *p, msa_tensor x, const msa_weight *weight,
                             msa_tensor out, int32_t accumulate);
 
+msa_status msa__pass_rope(const msa__pass *p, msa_tensor x, msa_tensor out);
+
 /* Show a tensor to the caller, who reads host memory. */
 msa_status msa__pass_tap(const msa__pass *p,
                          msa_status (*see)(void *user, int32_t layer, const msa_tensor *tensor),
@@ -39,6 +41,11 @@ msa_status msa__pass_tap(const msa__pass *p,
 
 /* f->attended of a Lightning layer from the normed residual, (L19)-(L23). */
 msa_status msa__pass_lightning(const msa__pass *p, int32_t layer);
+
+/* Index queries, keys and head weights of a DSA layer from the normed residual, and, when the keys
+ * are in the cache, f->attended over the tokens they choose, (D1)-(D4). */
+msa_status msa__pass_project_token_index(const msa__pass *p, const msa__layer_weights *w);
+msa_status msa__pass_attend_tokens(const msa__pass *p, const msa_kv_view *view);
 
 /* residual += o_proj(attention(norm(residual))), by the layer's kind of attention. */
 msa_status msa__pass_attention(const msa__pass *p, int32_t layer);

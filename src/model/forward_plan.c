@@ -129,6 +129,35 @@ static msa_status plan_block_attention(const sizing *s, const msa_kv_view *view,
     return MSA_OK;
 }
 
+static msa_status plan_tokens(const sizing *s, const msa_kv_view *view)
+{
+    msa__forward *f = s->forward;
+    const msa__config *c = s->config;
+    msa_token_select_args select;
+    msa_token_attend_args attend;
+    msa_plan plan;
+    msa_token_select_args_init(&select);
+    msa_plan_init(&plan);
+    select.q_index =
+        msa_tensor_make(NULL, f->args.dtype, 3, s->n_tokens, c->dsa_heads, c->index_dim, 0);
+    select.weights = msa_tensor_make(NULL, MSA_DTYPE_F32, 2, s->n_tokens, c->dsa_heads, 0, 0);
+    select.kv = *view;
+    select.block_size = c->block_size;
+    select.tokens = msa_tensor_make(NULL, MSA_DTYPE_I32, 2, s->n_tokens, c->dsa_topk, 0, 0);
+    MSA_TRY(msa_token_select_plan(f->ctx, &select, &plan));
+    keep_largest(&f->token_select, &plan);
+    msa_token_attend_args_init(&attend);
+    msa_plan_init(&plan);
+    attend.q = msa_tensor_make(NULL, f->args.dtype, 3, s->n_tokens, c->n_q_heads, c->head_dim, 0);
+    attend.kv = *view;
+    attend.tokens = select.tokens;
+    attend.block_size = c->block_size;
+    attend.out = attend.q;
+    MSA_TRY(msa_token_attend_plan(f->ctx, &attend, &plan));
+    keep_largest(&f->token_attend, &plan);
+    return MSA_OK;
+}
+
 static msa_status plan_lightning(const sizing *s)
 {
     msa__forward *f = s->forward;
@@ -167,16 +196,17 @@ static msa_status plan_layer(const sizing *s, int32_t layer)
 {
     const msa__layer_weights *w = &s->forward->weights->layers[layer];
     msa__attention_kind kind = msa__forward_attention(s->forward, layer);
-    const msa_weight *projections[] = {&w->q, &w->k, &w->v, &w->o, &w->index_q, &w->index_k};
-    for (int i = 0; i < (kind == MSA__ATTENTION_MSA ? 6 : 4); i++) {
-        MSA_TRY(plan_linear(s, projections[i], MSA_DTYPE_F32));
-    }
+    const msa_weight *projections[] = {
+        &w->q, &w->k, &w->v, &w->o, &w->index_q, &w->index_k, &w->index_weights};
+    int n_projections = kind == MSA__ATTENTION_DSA ? 7 : kind == MSA__ATTENTION_MSA ? 6 : 4;
+    for (int i = 0; i < n_projections; i++) MSA_TRY(plan_linear(s, projections[i], MSA_DTYPE_F32));
     MSA_TRY(plan_ffn(s, w, s->config->layers[layer].moe));
     const msa_kv_view *view = &s->forward->views[layer];
     if (kind == MSA__ATTENTION_LIGHTNING) {
         MSA_TRY(plan_linear(s, &w->output_gate, MSA_DTYPE_F32));
         return plan_lightning(s);
     }
+    if (kind == MSA__ATTENTION_DSA) return plan_tokens(s, view);
     if (kind == MSA__ATTENTION_DENSE) return plan_dense_attention(s, view, 0);
     if (kind == MSA__ATTENTION_SWA) return plan_dense_attention(s, view, s->config->window);
     if (kind == MSA__ATTENTION_MSA) MSA_TRY(plan_selection(s, view));
@@ -189,8 +219,9 @@ static msa_status plan_operators(const sizing *s)
     msa__forward *f = s->forward;
     for (int32_t layer = 0; layer < s->config->n_layers; layer++) MSA_TRY(plan_layer(s, layer));
     MSA_TRY(plan_linear(s, &f->weights->head, MSA_DTYPE_F32));
-    const msa_plan *plans[] = {&f->linear, &f->moe,          &f->select,   &f->moba_select,
-                               &f->attend, &f->dense_attend, &f->lightning};
+    const msa_plan *plans[] = {&f->linear,       &f->moe,          &f->select,
+                               &f->moba_select,  &f->attend,       &f->dense_attend,
+                               &f->token_select, &f->token_attend, &f->lightning};
     for (size_t i = 0; i < sizeof(plans) / sizeof(plans[0]); i++) {
         if (plans[i]->workspace_bytes > f->workspace_bytes) {
             f->workspace_bytes = plans[i]->workspace_bytes;
@@ -248,6 +279,7 @@ static int64_t most_row_blocks(const msa__forward *f)
     for (int32_t layer = 0; layer < c->n_layers; layer++) {
         msa__attention_kind kind = msa__forward_attention(f, layer);
         int64_t n = msa__row_heads(c, kind) * msa__row_ids(c, kind);
+        if (kind == MSA__ATTENTION_DSA) n = c->dsa_topk;
         most = n > most ? n : most;
     }
     return most;
@@ -261,7 +293,8 @@ static void lay_out_buffers(msa__forward *f, const msa__config *c, msa__arena *a
     int64_t q_width = (int64_t)c->n_q_heads * c->head_dim;
     int64_t n_lightning = msa__config_count_attention(c, MSA__ATTENTION_LIGHTNING);
     int64_t kv_width = n_lightning ? q_width : (int64_t)c->n_kv_heads * c->head_dim;
-    int64_t index_width = (int64_t)c->n_kv_heads * c->index_dim;
+    int64_t index_heads = c->dsa_heads > c->n_kv_heads ? c->dsa_heads : c->n_kv_heads;
+    int64_t index_width = index_heads * c->index_dim;
     /* A row's bytes fit easily; the product with the number of rows is the arena's to check. */
     f->residual = msa__arena_take(arena, n, (size_t)c->hidden_size * sizeof(float));
     f->normed = msa__arena_take(arena, n, (size_t)c->hidden_size * element);
@@ -272,6 +305,9 @@ static void lay_out_buffers(msa__forward *f, const msa__config *c, msa__arena *a
     f->index_q_f32 = msa__arena_take(arena, n, (size_t)index_width * sizeof(float));
     f->index_k = msa__arena_take(arena, n, (size_t)c->index_dim * sizeof(float));
     f->index_q = msa__arena_take(arena, n, (size_t)index_width * element);
+    if (c->dsa_heads) {
+        f->index_weights = msa__arena_take(arena, n, (size_t)c->dsa_heads * sizeof(float));
+    }
     f->attended = msa__arena_take(arena, n, (size_t)q_width * element);
     f->blocks = msa__arena_take(arena, n, (size_t)most_row_blocks(f) * sizeof(int32_t));
     f->expert_ids = msa__arena_take(arena, n, (size_t)c->n_experts_per_token * sizeof(int32_t));

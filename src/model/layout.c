@@ -14,6 +14,7 @@
 #define GATE   MSA__PART_GATE
 #define UP     MSA__PART_UP
 #define NORM   MSA__KIND_NORM
+#define BIAS   MSA__KIND_BIAS
 #define MATRIX MSA__KIND_MATRIX
 
 /* clang-format off */
@@ -29,6 +30,8 @@ const msa__layer_role msa__layer_roles[] = {
     {"self_attn.index_k_proj.weight", "self_attn.indexer.k_proj.weight", WHOLE, MATRIX, 0, LAYER(index_k)},
     {"self_attn.index_q_norm.weight", "self_attn.indexer.q_norm.weight", WHOLE, NORM, 0, LAYER(index_q_norm)},
     {"self_attn.index_k_norm.weight", "self_attn.indexer.k_norm.weight", WHOLE, NORM, 0, LAYER(index_k_norm)},
+    {"self_attn.index_k_norm.bias", "self_attn.indexer.k_norm.bias", WHOLE, BIAS, 0, LAYER(index_k_bias)},
+    {"self_attn.index_weights_proj.weight", "self_attn.indexer.weights_proj.weight", WHOLE, MATRIX, 0, LAYER(index_weights)},
     {"self_attn.norm.weight", "self_attn.norm.weight", WHOLE, NORM, 0, LAYER(heads_norm)},
     {"self_attn.output_gate.weight", "self_attn.output_gate.weight", WHOLE, MATRIX, 0, LAYER(output_gate)},
     {"post_attention_layernorm.weight", "post_attention_layernorm.weight", WHOLE, NORM, 0, LAYER(post_attention_norm)},
@@ -63,9 +66,10 @@ static void expert_shape(const msa__config *c, const msa__layer_role *role, int6
 void msa__role_shape(const msa__config *c, const msa__layer_role *role, int32_t layer,
                      int64_t *rows, int64_t *columns)
 {
-    int32_t sparse = c->layers[layer].attention == MSA__ATTENTION_MSA, moe = c->layers[layer].moe;
+    int32_t kind = c->layers[layer].attention, moe = c->layers[layer].moe;
+    int32_t sparse = kind == MSA__ATTENTION_MSA, dsa = kind == MSA__ATTENTION_DSA;
     int64_t hidden = c->hidden_size, q = (int64_t)c->n_q_heads * c->head_dim;
-    int32_t lightning = c->layers[layer].attention == MSA__ATTENTION_LIGHTNING;
+    int32_t lightning = kind == MSA__ATTENTION_LIGHTNING;
     int64_t kv = lightning ? q : (int64_t)c->n_kv_heads * c->head_dim;
     *rows = *columns = 0;
     if (role->per_expert) {
@@ -93,13 +97,22 @@ void msa__role_shape(const msa__config *c, const msa__layer_role *role, int32_t 
         break;
     case LAYER(index_q):
         if (sparse) *rows = (int64_t)c->n_kv_heads * c->index_dim, *columns = hidden;
+        if (dsa) *rows = (int64_t)c->dsa_heads * c->index_dim, *columns = hidden;
         break;
     case LAYER(index_k):
-        if (sparse) *rows = c->index_dim, *columns = hidden;
+        if (sparse || dsa) *rows = c->index_dim, *columns = hidden;
         break;
     case LAYER(index_q_norm):
-    case LAYER(index_k_norm):
         *rows = sparse ? c->index_dim : 0;
+        break;
+    case LAYER(index_k_norm):
+        *rows = sparse || dsa ? c->index_dim : 0;
+        break;
+    case LAYER(index_k_bias):
+        *rows = dsa ? c->index_dim : 0;
+        break;
+    case LAYER(index_weights):
+        if (dsa) *rows = c->dsa_heads, *columns = hidden;
         break;
     case LAYER(heads_norm):
         *rows = lightning ? q : 0;

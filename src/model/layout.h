@@ -7,6 +7,7 @@
 
 typedef enum msa__tensor_kind {
     MSA__KIND_NORM,        /* vector of a norm */
+    MSA__KIND_BIAS,        /* vector that is added */
     MSA__KIND_MATRIX,      /* [out, in], quantised in MXFP8 checkpoints */
     MSA__KIND_ROUTER,      /* [E, H], f32 in released checkpoints */
     MSA__KIND_ROUTER_BIAS, /* [E], f32 */

@@ -33,6 +33,7 @@ static float choose_spread(const msa__config *config, const msa__tensor_spec *sp
     float spread = 1.0f / sqrtf((float)(spec->columns ? spec->columns : 1));
     switch (spec->kind) {
     case MSA__KIND_NORM:
+    case MSA__KIND_BIAS:
     case MSA__KIND_ROUTER_BIAS:
         return 0.05f;
     case MSA__KIND_EMBEDDING:

@@ -370,12 +370,13 @@ void msa__weights_count(const msa__weights *weights, const msa__config *config, 
     for (int32_t i = 0; i < config->n_layers; i++) {
         const msa__layer_weights *l = &weights->layers[i];
         const msa_tensor *vectors[] = {
-            &l->input_norm,   &l->post_attention_norm, &l->q_norm, &l->k_norm,     &l->index_q_norm,
-            &l->index_k_norm, &l->heads_norm,          &l->router, &l->router_bias};
-        const msa_weight *matrices[] = {&l->q,       &l->k,       &l->v,          &l->o,
-                                        &l->index_q, &l->index_k, &l->output_gate};
-        for (size_t k = 0; k < 9; k++) common += tensor_bytes(vectors[k]);
-        for (size_t k = 0; k < 7; k++) common += weight_bytes(matrices[k]);
+            &l->input_norm,   &l->post_attention_norm, &l->q_norm,     &l->k_norm, &l->index_q_norm,
+            &l->index_k_norm, &l->index_k_bias,        &l->heads_norm, &l->router, &l->router_bias};
+        const msa_weight *matrices[] = {
+            &l->q,          &l->k, &l->v, &l->o, &l->index_q, &l->index_k, &l->index_weights,
+            &l->output_gate};
+        for (size_t k = 0; k < 10; k++) common += tensor_bytes(vectors[k]);
+        for (size_t k = 0; k < 8; k++) common += weight_bytes(matrices[k]);
         common += mlp_bytes(&l->mlp) + mlp_bytes(&l->shared);
         if (!l->experts) continue;
         int64_t one = mlp_bytes(&l->experts[0]); /* all experts have one size */

@@ -11,6 +11,8 @@ typedef struct msa__layer_weights {
     msa_tensor q_norm, k_norm;                  /* [D]; absent without qk_norm */
     msa_weight index_q, index_k;                /* [Hkv*Di, H], [Di, H]; MSA layers */
     msa_tensor index_q_norm, index_k_norm;      /* [Di] */
+    msa_tensor index_k_bias;                    /* [Di]; DSA layers, whose index_q is [Hi*Di, H] */
+    msa_weight index_weights;                   /* [Hi, H] and which have no index_q_norm */
     msa_tensor heads_norm;                      /* [Hq*D]; Lightning layers, whose k and v are */
     msa_weight output_gate;                     /* [Hq*D, H] as q and this gate are */
     msa_mlp_weights mlp;                        /* dense layers */

@@ -36,13 +36,13 @@ static msa_status visit_mlp(msa_mlp_weights *mlp, visit_fn visit, void *user)
 
 static msa_status visit_layer(msa__layer_weights *l, int32_t n_experts, visit_fn visit, void *user)
 {
-    msa_tensor *vectors[] = {&l->input_norm,   &l->post_attention_norm, &l->q_norm,     &l->k_norm,
-                             &l->index_q_norm, &l->index_k_norm,        &l->heads_norm, &l->router,
-                             &l->router_bias};
-    msa_weight *matrices[] = {&l->q,       &l->k,       &l->v,          &l->o,
-                              &l->index_q, &l->index_k, &l->output_gate};
-    for (size_t i = 0; i < 9; i++) MSA_TRY(visit_tensor(vectors[i], visit, user));
-    for (size_t i = 0; i < 7; i++) MSA_TRY(visit_weight(matrices[i], visit, user));
+    msa_tensor *vectors[] = {
+        &l->input_norm,   &l->post_attention_norm, &l->q_norm,     &l->k_norm, &l->index_q_norm,
+        &l->index_k_norm, &l->index_k_bias,        &l->heads_norm, &l->router, &l->router_bias};
+    msa_weight *matrices[] = {
+        &l->q, &l->k, &l->v, &l->o, &l->index_q, &l->index_k, &l->index_weights, &l->output_gate};
+    for (size_t i = 0; i < 10; i++) MSA_TRY(visit_tensor(vectors[i], visit, user));
+    for (size_t i = 0; i < 8; i++) MSA_TRY(visit_weight(matrices[i], visit, user));
     MSA_TRY(visit_mlp(&l->mlp, visit, user));
     for (int32_t e = 0; l->experts && e < n_experts; e++) {
         MSA_TRY(visit_mlp(&l->experts[e], visit, user));

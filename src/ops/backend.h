@@ -68,12 +68,24 @@ typedef struct msa__backend {
     msa_status (*block_means)(msa_context *ctx, const msa_block_means_args *args);
     size_t (*moba_select_workspace)(const msa_context *ctx, const msa_moba_select_args *args);
     msa_status (*moba_select)(msa_context *ctx, const msa_moba_select_args *args, void *workspace);
+    msa_status (*layernorm)(msa_context *ctx, const msa_layernorm_args *args);
+    size_t (*layernorm_backward_workspace)(const msa_context *ctx,
+                                           const msa_layernorm_backward_args *args);
+    msa_status (*layernorm_backward)(msa_context *ctx, const msa_layernorm_backward_args *args,
+                                     void *workspace);
     size_t (*token_select_workspace)(const msa_context *ctx, const msa_token_select_args *args);
     msa_status (*token_select)(msa_context *ctx, const msa_token_select_args *args,
                                void *workspace);
     size_t (*token_attend_workspace)(const msa_context *ctx, const msa_token_attend_args *args);
     msa_status (*token_attend)(msa_context *ctx, const msa_token_attend_args *args,
                                void *workspace);
+    size_t (*token_attend_backward_workspace)(const msa_context *ctx,
+                                              const msa_token_attend_backward_args *args);
+    msa_status (*token_attend_backward)(msa_context *ctx,
+                                        const msa_token_attend_backward_args *args,
+                                        void *workspace);
+    size_t (*token_kl_workspace)(const msa_context *ctx, const msa_token_kl_args *args);
+    msa_status (*token_kl)(msa_context *ctx, const msa_token_kl_args *args, void *workspace);
     size_t (*lightning_workspace)(const msa_context *ctx, const msa_lightning_args *args);
     msa_status (*lightning)(msa_context *ctx, const msa_lightning_args *args, void *workspace);
     msa_status (*sigmoid_gate)(msa_context *ctx, const msa_sigmoid_gate_args *args);
@@ -142,7 +154,7 @@ extern const msa__backend msa__cpu_backend;
 
 /* The CUDA backend lives in libmsa_cuda.so, opened when a context first asks for it; it exports one
  * function that returns its table. MSA__BACKEND_ABI changes with this header. */
-#define MSA__BACKEND_ABI 5
+#define MSA__BACKEND_ABI 6
 typedef struct msa__backend_host { /* what the plugin needs of the library that opens it */
     void (*set_error)(const char *format, ...);
 } msa__backend_host;

@@ -31,7 +31,10 @@
     X(LIGHTNING, 32, "lightning")                                                                  \
     X(LIGHTNING_BACKWARD, 33, "lightning_backward")                                                \
     X(TOKEN_SELECT, 34, "token_select")                                                            \
-    X(TOKEN_ATTEND, 35, "token_attend")
+    X(TOKEN_ATTEND, 35, "token_attend")                                                            \
+    X(LAYERNORM_BACKWARD, 36, "layernorm_backward")                                                \
+    X(TOKEN_ATTEND_BACKWARD, 37, "token_attend_backward")                                          \
+    X(TOKEN_KL, 38, "token_kl")
 
 enum {
 #define MSA__OP_CONSTANT(name, value, text) MSA__OP_##name = (value),

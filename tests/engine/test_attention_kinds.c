@@ -59,6 +59,8 @@ typedef struct {
 #define THREE(kind)                                                                                \
     "\"layer_types\": [\"" kind "\", \"" kind "\", \"" kind "\"], \"index_block_size\": 16"
 
+#define DSA(dim, topk) ", \"dsa_index_heads\": 3, \"dsa_index_dim\": " #dim ", \"dsa_topk\": " #topk
+
 static const kind kinds[] = {
     {"swa", THREE("sliding_attention") ", \"sliding_window\": 21"},
     {"hybrid", "\"layer_types\": [\"sliding_attention\", \"full_attention\", "
@@ -70,6 +72,9 @@ static const kind kinds[] = {
      "\"layer_types\": [\"lightning\", \"lightning\", \"moba\"], \"index_block_size\": 16, "
      "\"moba_block_size\": 16, \"moba_topk\": 3"},
     {"moba-group", THREE("moba_group") ", \"moba_block_size\": 16, \"moba_topk\": 3"},
+    {"dsa", THREE("dsa") DSA(48, 20)},
+    {"dsa-hybrid",
+     "\"layer_types\": [\"dsa\", \"minimax_m3_sparse\", \"full_attention\"]" DSA(32, 40)},
 };
 
 static void test_chunks_and_decode_are_one_pass(void **state)
@@ -104,6 +109,8 @@ static const identity identities[] = {
     {"moba-all", THREE("moba") ", \"moba_block_size\": 16, \"moba_topk\": 10", MODEL_TOKENS},
     {"moba-2", THREE("moba") ", \"moba_block_size\": 32, \"moba_topk\": 2", 64},
     {"moba-group-3", THREE("moba_group") ", \"moba_block_size\": 16, \"moba_topk\": 3", 48},
+    {"dsa-all", THREE("dsa") DSA(48, 150), MODEL_TOKENS},
+    {"dsa-40", THREE("dsa") DSA(16, 40), 40},
 };
 
 static void test_what_sees_everything_is_full_attention(void **state)

@@ -315,16 +315,20 @@ static void test_unimplemented_values_are_refused_by_name(void **state)
 
 #define MORE_KINDS                                                                                 \
     "\"sliding_window\": 512, \"window_control_blocks\": 16, \"moba_block_size\": 512, "           \
-    "\"moba_topk\": 4, \"layer_types\": "                                                          \
-    "[\"sliding_attention\", \"window_control\", \"moba\""
+    "\"moba_topk\": 4, \"dsa_index_heads\": 8, \"dsa_index_dim\": 128, \"dsa_topk\": 2048, "       \
+    "\"layer_types\": [\"sliding_attention\", \"window_control\", \"moba\", \"dsa\""
 
-/* The first three layers of M3, which are full, as other kinds. */
+/* The first four layers of M3, three of them full, as other kinds. */
 static void has_more_kinds(const msa__config *c)
 {
     assert_int_equal(c->layers[0].attention, MSA__ATTENTION_SWA);
     assert_int_equal(c->layers[1].attention, MSA__ATTENTION_WINDOW_CONTROL);
     assert_int_equal(c->layers[2].attention, MSA__ATTENTION_MOBA);
-    assert_int_equal(msa__config_count_attention(c, MSA__ATTENTION_MSA), 57);
+    assert_int_equal(msa__config_count_attention(c, MSA__ATTENTION_MSA), 56);
+    assert_int_equal(c->layers[3].attention, MSA__ATTENTION_DSA);
+    assert_int_equal(c->dsa_heads, 8);
+    assert_int_equal(c->dsa_topk, 2048);
+    assert_int_equal(c->index_dim, 128);
     assert_int_equal(c->window, 512);
     assert_int_equal(c->window_blocks, 16);
     assert_int_equal(c->moba_pages, 4); /* of 512 tokens, in pages of 128 */
@@ -336,7 +340,8 @@ static void test_other_kinds_of_attention(void **state)
     (void)state;
     static const char two_full[] = "\"layer_types\": [\"full_attention\", \"full_attention\"";
     expect_changed(flattened,
-                   "\"layer_types\": [\"full_attention\", \"full_attention\", \"full_attention\"",
+                   "\"layer_types\": [\"full_attention\", \"full_attention\", \"full_attention\", "
+                   "\"minimax_m3_sparse\"",
                    MORE_KINDS, has_more_kinds);
     const refusal cases[] = {
         {two_full, "\"layer_types\": [\"sliding_attention\", \"full_attention\"", MSA_EFORMAT,
@@ -356,6 +361,22 @@ static void test_other_kinds_of_attention(void **state)
          "\"moba_block_size\": 4096, \"moba_topk\": 12, \"layer_types\": [\"moba\", "
          "\"full_attention\"",
          MSA_EFORMAT, "moba_topk = 12, must be an integer in 1..2"},
+        {two_full,
+         "\"dsa_index_heads\": 4, \"dsa_index_dim\": 128, \"layer_types\": [\"dsa\", "
+         "\"full_attention\"",
+         MSA_EFORMAT, "text_config.dsa_topk is missing"},
+        {two_full,
+         "\"dsa_index_heads\": 4, \"dsa_topk\": 2048, \"dsa_index_dim\": 32, \"layer_types\": "
+         "[\"dsa\", \"full_attention\"",
+         MSA_EFORMAT, "dsa_index_dim = 32, must be an integer in 64..512"},
+        {two_full,
+         "\"dsa_index_heads\": 4, \"dsa_topk\": 2048, \"dsa_index_dim\": 72, \"layer_types\": "
+         "[\"dsa\", \"full_attention\"",
+         MSA_EUNSUPPORTED, "dsa_index_dim = 72, must be a multiple of 16"},
+        {two_full,
+         "\"dsa_index_heads\": 4, \"dsa_topk\": 2048, \"dsa_index_dim\": 64, \"layer_types\": "
+         "[\"dsa\", \"full_attention\"",
+         MSA_EUNSUPPORTED, "index_head_dim = 128, must equal dsa_index_dim = 64"},
     };
     expect_refusals(flattened, cases, sizeof(cases) / sizeof(cases[0]));
     const refusal released_cases[] = {

@@ -312,6 +312,66 @@ CALL_PLANNED(moba_select, {
     stage_tensor(s, &a->blocks, OUTPUT);
 })
 
+CALL_PLANNED(token_select, {
+    stage_tensor(s, &a->q_index, INPUT);
+    stage_tensor(s, &a->weights, INPUT);
+    a->cu_seqlens_q = stage_ints(s, a->cu_seqlens_q, a->kv.n_seqs + 1);
+    stage_view(s, &a->kv, INPUT);
+    stage_tensor(s, &a->tokens, OUTPUT);
+})
+
+CALL_PLANNED(token_attend, {
+    stage_tensor(s, &a->q, INPUT);
+    a->cu_seqlens_q = stage_ints(s, a->cu_seqlens_q, a->kv.n_seqs + 1);
+    stage_view(s, &a->kv, INPUT);
+    stage_tensor(s, &a->tokens, INPUT);
+    stage_tensor(s, &a->out, OUTPUT);
+    stage_tensor(s, &a->lse, OUTPUT);
+})
+
+CALL_PLANNED(token_attend_backward, {
+    stage_tensor(s, &a->q, INPUT);
+    stage_view(s, &a->kv, INPUT);
+    a->cu_seqlens_q = stage_ints(s, a->cu_seqlens_q, a->kv.n_seqs + 1);
+    stage_tensor(s, &a->tokens, INPUT);
+    stage_tensor(s, &a->out, INPUT);
+    stage_tensor(s, &a->lse, INPUT);
+    stage_tensor(s, &a->d_out, INPUT);
+    stage_tensor(s, &a->dq, OUTPUT);
+    stage_tensor(s, &a->dk, OUTPUT);
+    stage_tensor(s, &a->dv, OUTPUT);
+})
+
+CALL_PLANNED(token_kl, {
+    stage_tensor(s, &a->q, INPUT);
+    stage_tensor(s, &a->q_index, INPUT);
+    stage_tensor(s, &a->weights, INPUT);
+    stage_view(s, &a->kv, INPUT);
+    a->cu_seqlens_q = stage_ints(s, a->cu_seqlens_q, a->kv.n_seqs + 1);
+    stage_tensor(s, &a->tokens, INPUT);
+    stage_tensor(s, &a->lse, INPUT);
+    stage_tensor(s, &a->loss, OUTPUT);
+    stage_tensor(s, &a->dq_index, OUTPUT);
+    stage_tensor(s, &a->d_weights, OUTPUT);
+    stage_tensor(s, &a->dk_index, OUTPUT);
+})
+
+CALL(layernorm, {
+    stage_tensor(s, &a->x, INPUT);
+    stage_tensor(s, &a->weight, INPUT);
+    stage_tensor(s, &a->bias, INPUT);
+    stage_tensor(s, &a->out, OUTPUT);
+})
+
+CALL_PLANNED(layernorm_backward, {
+    stage_tensor(s, &a->x, INPUT);
+    stage_tensor(s, &a->weight, INPUT);
+    stage_tensor(s, &a->d_out, INPUT);
+    stage_tensor(s, &a->dx, OUTPUT);
+    stage_tensor(s, &a->d_weight, OUTPUT);
+    stage_tensor(s, &a->d_bias, OUTPUT);
+})
+
 CALL_PLANNED(embed_backward, {
     a->ids = stage_ints(s, a->ids, a->d_out.shape[0]);
     stage_tensor(s, &a->d_out, INPUT);

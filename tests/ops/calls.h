@@ -39,6 +39,23 @@ msa_status call_moba_select(msa_context *ctx, const msa_plan *plan,
                             const msa_moba_select_args *args, void *workspace,
                             size_t workspace_bytes);
 
+msa_status call_layernorm(msa_context *ctx, const msa_layernorm_args *args);
+msa_status call_layernorm_backward(msa_context *ctx, const msa_plan *plan,
+                                   const msa_layernorm_backward_args *args, void *workspace,
+                                   size_t workspace_bytes);
+
+msa_status call_token_select(msa_context *ctx, const msa_plan *plan,
+                             const msa_token_select_args *args, void *workspace,
+                             size_t workspace_bytes);
+msa_status call_token_attend(msa_context *ctx, const msa_plan *plan,
+                             const msa_token_attend_args *args, void *workspace,
+                             size_t workspace_bytes);
+msa_status call_token_attend_backward(msa_context *ctx, const msa_plan *plan,
+                                      const msa_token_attend_backward_args *args, void *workspace,
+                                      size_t workspace_bytes);
+msa_status call_token_kl(msa_context *ctx, const msa_plan *plan, const msa_token_kl_args *args,
+                         void *workspace, size_t workspace_bytes);
+
 /* Gradients: the call of a reverse index is msa_reverse_index_build. */
 msa_status call_reverse_index(msa_context *ctx, const msa_plan *plan,
                               const msa_reverse_index_args *args, void *workspace,

@@ -4,7 +4,7 @@
 #include "harness/cmocka_all.h"
 
 #include "ops/cases.h"
-#include "ops/layer_fixture.h"
+#include "ops/layer_gradient.h"
 #include "ops/oracle.h"
 
 #include <math.h>
@@ -44,9 +44,9 @@ static int32_t *run_select_tokens(msa_context *ctx, const problem *p, const inde
     args.tokens = tensor_new(MSA_DTYPE_I32, 2, p->n_tokens, topk, 0, 2);
     msa_plan plan;
     msa_plan_init(&plan);
-    EXPECT_OK(msa_token_select_plan(ctx, &args, &plan));
-    EXPECT_OK(msa_token_select(ctx, &plan, &args, fixture_workspace(plan.workspace_bytes),
-                               plan.workspace_bytes));
+    EXPECT_OK(skip_unless_trained(msa_token_select_plan(ctx, &args, &plan)));
+    EXPECT_OK(call_token_select(ctx, &plan, &args, fixture_workspace(plan.workspace_bytes),
+                                plan.workspace_bytes));
     int32_t *rows = fixture_alloc((size_t)(p->n_tokens * topk) * sizeof(*rows) + 1);
     read_tensor(&args.tokens, rows);
     return rows;
@@ -131,9 +131,9 @@ static results run_attend_tokens(msa_context *ctx, const problem *p, msa_tensor 
     args.lse = tensor_new(MSA_DTYPE_F32, 2, p->n_tokens, p->spec.n_q_heads, 0, 0);
     msa_plan plan;
     msa_plan_init(&plan);
-    EXPECT_OK(msa_token_attend_plan(ctx, &args, &plan));
-    EXPECT_OK(msa_token_attend(ctx, &plan, &args, fixture_workspace(plan.workspace_bytes),
-                               plan.workspace_bytes));
+    EXPECT_OK(skip_unless_trained(msa_token_attend_plan(ctx, &args, &plan)));
+    EXPECT_OK(call_token_attend(ctx, &plan, &args, fixture_workspace(plan.workspace_bytes),
+                                plan.workspace_bytes));
     results r;
     int64_t n = p->n_tokens * p->spec.n_q_heads;
     memset(&r, 0, sizeof(r));

@@ -14,6 +14,7 @@
 #define TILE_NUMBERS    (512 * 1024) /* of dQ in a tile: two megabytes */
 #define MIN_TILE_TOKENS 16
 #define NUMBERS_TOKENS  32 /* of an item of the first pass */
+#define TILE_KEYS_MAX   256
 
 /* One thread's memory in the second pass. */
 typedef struct {
@@ -302,13 +303,28 @@ static void hide_rows(float *scores, int64_t ld, int32_t begin, int32_t end, int
     }
 }
 
+/* The same for the keys that a token's row does not list. */
+static void hide_unlisted(const key_item *item, const msa__pairs *pairs, int64_t token,
+                          float *scores, int64_t ld)
+{
+    uint8_t keep[TILE_KEYS_MAX];
+    msa__find_listed(item->job->g->selection.tokens, token, pairs, keep);
+    for (int32_t j = 0; j < pairs->n_keys; j++) {
+        if (!keep[j]) hide_rows(scores, ld, j, j + 1, item->job->group);
+    }
+}
+
 /* Keys, rows of S^T, that tokens do not see. */
 static void hide_columns(const key_item *item, const msa__pairs *pairs, int64_t ld)
 {
     const gradient_job *job = item->job;
     for (int64_t t = 0; t < pairs->n; t++) {
-        msa__key_range keys = msa__keys_of(&job->g->selection, pairs, pairs->tokens[t]);
         float *scores = item->s.scores + t * job->group;
+        if (job->g->selection.tokens) {
+            hide_unlisted(item, pairs, pairs->tokens[t], scores, ld);
+            continue;
+        }
+        msa__key_range keys = msa__keys_of(&job->g->selection, pairs, pairs->tokens[t]);
         hide_rows(scores, ld, keys.sink, keys.begin, job->group);
         hide_rows(scores, ld, keys.end, pairs->n_keys, job->group);
     }

@@ -60,11 +60,30 @@ void msa__rows_as_rows(msa__products by, const void *rows, msa_dtype dtype, int6
     }
 }
 
+/* Scores of one token, n_heads rows of n_columns. */
+static void hide_unlisted(const msa_tensor *tokens, int64_t token, const msa__pairs *pairs,
+                          float *scores, int64_t ld, int64_t n_heads)
+{
+    uint8_t keep[256]; /* the largest block */
+    int64_t n_columns = msa__panels_of(pairs->n_keys) * MSA__PANEL;
+    msa__find_listed(tokens, token, pairs, keep);
+    for (int64_t h = 0; h < n_heads; h++) {
+        float *row = scores + h * ld;
+        for (int64_t j = 0; j < pairs->n_keys; j++) row[j] = keep[j] ? row[j] : -INFINITY;
+        for (int64_t j = pairs->n_keys; j < n_columns; j++) row[j] = -INFINITY;
+    }
+}
+
 void msa__hide_keys(const msa__selection *selection, const msa__pairs *pairs, float *scores,
                     int64_t ld, int64_t first_token, int64_t n_tokens, int64_t n_heads)
 {
     int64_t n_columns = msa__panels_of(pairs->n_keys) * MSA__PANEL;
     for (int64_t t = 0; t < n_tokens; t++) {
+        if (selection->tokens) {
+            hide_unlisted(selection->tokens, pairs->tokens[first_token + t], pairs,
+                          scores + t * n_heads * ld, ld, n_heads);
+            continue;
+        }
         msa__key_range keys = msa__keys_of(selection, pairs, pairs->tokens[first_token + t]);
         if (keys.begin <= keys.sink && keys.end == n_columns) continue;
         for (int64_t h = 0; h < n_heads; h++) {

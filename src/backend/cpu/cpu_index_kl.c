@@ -5,8 +5,8 @@
  * meet it, for dK. Both make the same differences Pidx - Pbar of a batch of tokens and a block.
  */
 #include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/cpu_kl.h"
 #include "backend/cpu/cpu_teacher.h"
-#include "base/numeric.h"
 
 #include <math.h>
 #include <string.h>
@@ -143,36 +143,6 @@ static void score_batch(const kl_item *item, const msa__pairs *pairs, int64_t ld
     msa__hide_keys(&job->selection, pairs, s->scores, ld, 0, pairs->n, 1);
 }
 
-static float log2_of(float x) /* normal, positive: 2 atanh((m - 1) / (m + 1)) / ln 2 + exponent */
-{
-    uint32_t u = f32_bits(x), biased = (u - 0x3f3504f3u + 0x40000000u) >> 23; /* from sqrt(1/2) */
-    float m = f32_from_bits(u - (biased << 23) + 0x40000000u);
-    float t = (m - 1.0f) / (m + 1.0f), t2 = t * t;
-    float y = 0.32059890f;
-    y = y * t2 + 0.41219859f;
-    y = y * t2 + 0.57707802f;
-    y = y * t2 + 0.96179669f;
-    y = y * t2 + 2.88539008f;
-    return y * t + (float)((int32_t)biased - 128);
-}
-
-/* (M16) over one block, in units of log2: sum of Pbar (log2 Pbar - log2 Pidx). */
-static double loss_of_row(const float *teacher, const float *score, float scale, float shift,
-                          int64_t n)
-{
-    float sums[MSA__PANEL] = {0};
-    double sum = 0;
-    for (int64_t j = 0; j < n; j += MSA__PANEL) {
-        for (int i = 0; i < MSA__PANEL; i++) {
-            float p = teacher[j + i], student = score[j + i] * scale - shift;
-            float term = p * (log2_of(p) - student);
-            sums[i] += p > 0x1p-120f ? term : 0.0f; /* hidden keys, and weights next to nothing */
-        }
-    }
-    for (int i = 0; i < MSA__PANEL; i++) sum += (double)sums[i];
-    return sum;
-}
-
 /* Pidx - Pbar of a batch, [n][ld] in s->scores; losses on the way where there is room for them. */
 static void differences(kl_item *item, const msa__pairs *pairs, int64_t ld, double *loss)
 {
@@ -184,7 +154,7 @@ static void differences(kl_item *item, const msa__pairs *pairs, int64_t ld, doub
     for (int64_t t = 0; t < pairs->n && loss; t++) {
         float shift = job->shift[pairs->tokens[t] * job->n_groups + item->r];
         loss[pairs->tokens[t] - item->tile->first_token] +=
-            loss_of_row(s->mean + t * ld, s->scores + t * ld, job->scale_log2, shift, ld);
+            msa__kl_loss(s->mean + t * ld, s->scores + t * ld, job->scale_log2, shift, ld);
     }
     msa__spread_rows(job->shift, job->n_groups, pairs->tokens, pairs->n, item->r, 1, s->shift);
     job->by.kernels->attend->weigh(s->scores, ld, pairs->n, ld, job->scale_log2,
@@ -204,18 +174,9 @@ static void lse_step(void *arg, const msa__pairs *pairs)
     load_block(item, pairs);
     score_batch(item, pairs, ld);
     for (int64_t t = 0; t < pairs->n; t++) {
-        float *row = s->scores + t * ld, *max = &s->max[pairs->tokens[t] - item->tile->first_token];
-        float *sum = &s->sum[pairs->tokens[t] - item->tile->first_token], top = *max, part = 0;
-        for (int64_t j = 0; j < ld; j++) {
-            float x = row[j] * job->scale_log2;
-            top = x > top ? x : top;
-        }
-        float spread[MSA__PANEL];
-        for (int i = 0; i < MSA__PANEL; i++) spread[i] = top;
-        job->by.kernels->attend->weigh(row, ld, 1, ld, job->scale_log2, msa__per_row(spread));
-        for (int64_t j = 0; j < ld; j++) part += row[j];
-        *sum = *sum * (*max == -INFINITY ? 0.0f : exp2f(*max - top)) + part;
-        *max = top;
+        int64_t at = pairs->tokens[t] - item->tile->first_token;
+        msa__kl_add_scores(job->by.kernels, s->scores + t * ld, ld, job->scale_log2, &s->max[at],
+                           &s->sum[at]);
     }
 }
 

@@ -1,6 +1,8 @@
 /* See cpu_pairs.h. */
 #include "backend/cpu/cpu_pairs.h"
 
+#include <string.h>
+
 void msa__pairs_scratch_take(const msa__selection *selection, msa__arena *arena,
                              int64_t tile_tokens, msa__pairs_scratch *scratch)
 {
@@ -128,4 +130,24 @@ msa__key_range msa__keys_of(const msa__selection *selection, const msa__pairs *p
     range.begin = clamp(ahead - selection->window, pairs->n_keys);
     range.sink = clamp(selection->n_sink_tokens - pairs->first_key, pairs->n_keys);
     return range;
+}
+
+void msa__find_listed(const msa_tensor *tokens, int64_t token, const msa__pairs *pairs,
+                      uint8_t *keep)
+{
+    const int32_t *row = (const int32_t *)tokens->data + token * tokens->stride[0];
+    uint32_t first = (uint32_t)pairs->first_key, end = first + (uint32_t)pairs->n_keys;
+    int64_t low = 0, high = tokens->shape[1];
+    while (low < high) { /* the first entry at or after the block; as unsigned, -1 is the largest */
+        int64_t middle = (low + high) / 2;
+        if ((uint32_t)row[middle] < first) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    memset(keep, 0, (size_t)pairs->n_keys);
+    for (; low < tokens->shape[1] && (uint32_t)row[low] < end; low++) {
+        keep[(uint32_t)row[low] - first] = 1;
+    }
 }

@@ -20,6 +20,8 @@ typedef struct msa__selection {
     int64_t n_tokens; /* T */
     int32_t block_size;
     int64_t window, n_sink_tokens; /* without blocks; 0: none */
+    const msa_tensor *tokens; /* [T, K] without blocks: keys that are not listed are hidden, though
+                                 walks visit their blocks; NULL: all are listed */
 } msa__selection;
 
 #define MSA__BATCH_TOKENS 128
@@ -71,5 +73,9 @@ typedef struct msa__key_range {
 } msa__key_range;
 msa__key_range msa__keys_of(const msa__selection *selection, const msa__pairs *pairs,
                             int64_t token);
+
+/* keep[j]: whether the token's row of `tokens` lists key j of the block. */
+void msa__find_listed(const msa_tensor *tokens, int64_t token, const msa__pairs *pairs,
+                      uint8_t *keep);
 
 #endif

@@ -14,8 +14,8 @@ int cuda_attend_prefill_supports(const msa_attend_args *args);
 size_t cuda_attend_prefill_workspace(const msa_attend_args *args);
 msa_status cuda_attend_prefill(msa_context *ctx, const msa_attend_args *args, void *workspace);
 
-/* Decode (attend_decode.cu): the same, for batches of at most 16 query tokens a sequence on average. No
- * workspace. */
+/* Decode (attend_decode.cu): the same, for batches of at most 16 query tokens a sequence on
+ * average. No workspace. */
 int cuda_attend_decode_supports(const msa_attend_args *args);
 msa_status cuda_attend_decode(msa_context *ctx, const msa_attend_args *args);
 

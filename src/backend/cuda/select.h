@@ -1,8 +1,8 @@
 /* The paths of the select operator, and what its kernels share: which query rows lie in which
  * sequence, where they stand, which blocks are forced.
  *
- * cuda_select.cu chooses. Both Hopper paths are right for any batch; the host knows T and B, but not
- * how many tokens a sequence has.
+ * cuda_select.cu chooses. Both Hopper paths are right for any batch; the host knows T and B, but
+ * not how many tokens a sequence has.
  */
 #ifndef MSA_CUDA_SELECT_H
 #define MSA_CUDA_SELECT_H
@@ -14,9 +14,9 @@
 size_t cuda_select_generic_workspace(const msa_select_args *args);
 msa_status cuda_select_generic(msa_context *ctx, const msa_select_args *args, void *workspace);
 
-/* Hopper: bf16 queries, pages of 128 (cuda_select.cu says exactly when). Prefill writes block_scores
- * too, up to the local block; the entry has put -inf everywhere. Decode fits few tokens a sequence and
- * has no block_scores. */
+/* Hopper: bf16 queries, pages of 128 (cuda_select.cu says exactly when). Prefill writes
+ * block_scores too, up to the local block; the entry has put -inf everywhere. Decode fits few
+ * tokens a sequence and has no block_scores. */
 int cuda_select_decode_fits(const msa_context *ctx, const msa_select_args *args);
 size_t cuda_select_decode_workspace(const msa_context *ctx, const msa_select_args *args);
 msa_status cuda_select_decode(msa_context *ctx, const msa_select_args *args, void *workspace);

@@ -20,12 +20,24 @@ msa_status msa__ref_block_means(msa_context *ctx, const msa_block_means_args *ar
 size_t msa__ref_moba_select_workspace(const msa_context *ctx, const msa_moba_select_args *args);
 msa_status msa__ref_moba_select(msa_context *ctx, const msa_moba_select_args *args,
                                 void *workspace);
+msa_status msa__ref_layernorm(msa_context *ctx, const msa_layernorm_args *args);
+size_t msa__ref_layernorm_backward_workspace(const msa_context *ctx,
+                                             const msa_layernorm_backward_args *args);
+msa_status msa__ref_layernorm_backward(msa_context *ctx, const msa_layernorm_backward_args *args,
+                                       void *workspace);
 size_t msa__ref_token_select_workspace(const msa_context *ctx, const msa_token_select_args *args);
 msa_status msa__ref_token_select(msa_context *ctx, const msa_token_select_args *args,
                                  void *workspace);
 size_t msa__ref_token_attend_workspace(const msa_context *ctx, const msa_token_attend_args *args);
 msa_status msa__ref_token_attend(msa_context *ctx, const msa_token_attend_args *args,
                                  void *workspace);
+size_t msa__ref_token_attend_backward_workspace(const msa_context *ctx,
+                                                const msa_token_attend_backward_args *args);
+msa_status msa__ref_token_attend_backward(msa_context *ctx,
+                                          const msa_token_attend_backward_args *args,
+                                          void *workspace);
+size_t msa__ref_token_kl_workspace(const msa_context *ctx, const msa_token_kl_args *args);
+msa_status msa__ref_token_kl(msa_context *ctx, const msa_token_kl_args *args, void *workspace);
 size_t msa__ref_lightning_workspace(const msa_context *ctx, const msa_lightning_args *args);
 msa_status msa__ref_lightning(msa_context *ctx, const msa_lightning_args *args, void *workspace);
 msa_status msa__ref_sigmoid_gate(msa_context *ctx, const msa_sigmoid_gate_args *args);
