@@ -5,9 +5,9 @@
 #include "base/error.h"
 #include "model/block_rows.h"
 #include "model/forward_pass.h"
+#include "model/lightning_slope.h"
 #include "model/rope_frequencies.h"
 
-#include <math.h>
 #include <string.h>
 
 /* Rows of logits that are made together: enough for the head to run well, few enough to hold. */
@@ -100,9 +100,8 @@ static msa_status plan_moba_selection(const sizing *s, const msa_kv_view *view, 
     args.block_size = c->block_size;
     args.n_pages = c->moba_pages;
     args.topk = c->moba_topk;
-    args.blocks =
-        msa_tensor_make(NULL, MSA_DTYPE_I32, 3, s->n_tokens, msa__row_heads(c, kind),
-                        msa__row_ids(c, kind), 0);
+    args.blocks = msa_tensor_make(NULL, MSA_DTYPE_I32, 3, s->n_tokens, msa__row_heads(c, kind),
+                                  msa__row_ids(c, kind), 0);
     MSA_TRY(msa_moba_select_plan(f->ctx, &args, &plan));
     keep_largest(&f->moba_select, &plan);
     return MSA_OK;
@@ -334,20 +333,13 @@ static msa_status upload_inv_freq(const msa__forward *f, const msa__config *conf
                              (size_t)(config->rotary_dim / 2) * sizeof(*inv_freq));
 }
 
-/* s_h = 2^(-8 h / H) (1 - l / (L - 1 + 1e-5) + 1e-5) for head h = 1..H of layer l of L, (L19) */
-static float slope(const msa__config *c, int32_t layer, int64_t h)
-{
-    double rate = 1 - layer / (c->n_layers - 1 + 1e-5) + 1e-5;
-    return (float)(exp2(-8.0 * (double)h / c->n_q_heads) * rate);
-}
-
 static msa_status upload_slopes(const msa__forward *f, const msa__config *c)
 {
     float *to = f->slopes;
     for (int32_t layer = 0; layer < c->n_layers; layer++) {
         if (c->layers[layer].attention != MSA__ATTENTION_LIGHTNING) continue;
         for (int64_t h = 1; h <= c->n_q_heads; h++) {
-            float s = slope(c, layer, h);
+            float s = msa__lightning_slope(c, layer, h);
             MSA_TRY(msa_memory_upload(f->ctx, to++, &s, sizeof(s)));
         }
     }

@@ -64,11 +64,12 @@ typedef struct msa__layer_state {
     void *q, *k, *v;           /* A */
     void *index_q_raw, *index_k_raw;
     void *index_q, *index_k; /* [Hkv, Di], [Di] A */
-    void *attended;          /* [Hq, D] A */
-    float *lse;              /* [Hq]; of MoBA [G] of [T, Hkv], one after the other */
-    int32_t *blocks;         /* [Hkv, K]; of MoBA [Hq, K] */
-    float *index_lse;        /* [Hkv] */
-    float *expert_weights;   /* [topk] */
+    void *mixed, *gate;      /* [Hq, D] A: what heads_norm and the output gate take; Lightning, */
+    void *attended;        /* [Hq, D] A           where q, k and v have Hq heads and no SiLU yet */
+    float *lse;            /* [Hq]; of MoBA [G] of [T, Hkv], one after the other */
+    int32_t *blocks;       /* [Hkv, K]; of MoBA [Hq, K] */
+    float *index_lse;      /* [Hkv] */
+    float *expert_weights; /* [topk] */
 } msa__layer_state;
 
 /* A micro-batch, host arrays. */
@@ -86,6 +87,7 @@ struct msa__walk {
 
     int32_t *tokens, *targets, *positions, *cu_seqlens; /* as the batch; [T + 1] the last */
     float *inv_freq;
+    float *slopes;            /* [n_layers, Hq]; models with Lightning layers */
     float **residual;         /* [n_layers + 1] of [T, H]: entry of a layer; host array */
     msa__layer_state *layers; /* [n_layers], equal where nothing is kept; host array */
 
@@ -208,9 +210,21 @@ msa_status msa__walk_attend_blocks_back(msa__walk *w, int32_t layer, msa_reverse
 msa_tensor msa__walk_blocks(const msa__walk *w, int32_t layer);
 msa_status msa__walk_reverse(msa__walk *w, int32_t layer, msa_reverse_index *out);
 
+/* A Lightning layer from normed to attended; and from d_attended to d_normed, which is set. */
+msa_status msa__walk_lightning(msa__walk *w, int32_t layer);
+msa_status msa__walk_lightning_back(msa__walk *w, int32_t layer);
+
 /* KL of one layer and the gradients of its index branch. */
 msa_status msa__walk_index(msa__walk *w, int32_t layer, const msa_reverse_index *reverse,
                            int32_t with_gradients);
+
+/* Gradient of the weight added to d_weight; dx set to the input's gradient, or added to. */
+msa_status msa__walk_norm_back(msa__walk *w, msa_tensor x, const msa_tensor *weight,
+                               msa_tensor d_out, msa_tensor d_weight, msa_tensor dx,
+                               int32_t accumulate);
+msa_status msa__walk_linear_back(msa__walk *w, msa_tensor x, const msa_weight *weight,
+                                 msa_tensor d_out, msa_tensor d_weight, msa_tensor dx,
+                                 int32_t accumulate);
 
 /* Gradients through a projection, its head norm and its rotation; d_x is set, or added to. */
 typedef struct msa__projection {

@@ -9,9 +9,9 @@
 
 /* ---- pieces ------------------------------------------------------------------------------- */
 
-/* d_weight += gradient of the norm's weight; d_x set to its input's gradient, or added to. */
-static msa_status norm_back(msa__walk *w, msa_tensor x, const msa_tensor *weight, msa_tensor d_out,
-                            msa_tensor d_weight, msa_tensor dx, int32_t accumulate)
+msa_status msa__walk_norm_back(msa__walk *w, msa_tensor x, const msa_tensor *weight,
+                               msa_tensor d_out, msa_tensor d_weight, msa_tensor dx,
+                               int32_t accumulate)
 {
     msa_rmsnorm_backward_args args;
     msa_rmsnorm_backward_args_init(&args);
@@ -27,9 +27,9 @@ static msa_status norm_back(msa__walk *w, msa_tensor x, const msa_tensor *weight
     return MSA_OK;
 }
 
-static msa_status linear_back(msa__walk *w, msa_tensor x, const msa_weight *weight,
-                              msa_tensor d_out, msa_tensor d_weight, msa_tensor dx,
-                              int32_t accumulate)
+msa_status msa__walk_linear_back(msa__walk *w, msa_tensor x, const msa_weight *weight,
+                                 msa_tensor d_out, msa_tensor d_weight, msa_tensor dx,
+                                 int32_t accumulate)
 {
     msa_linear_backward_args args;
     msa_linear_backward_args_init(&args);
@@ -53,11 +53,11 @@ msa_status msa__walk_project_back(msa__walk *w, const msa__projection *p, float 
     if (p->rotated) MSA_TRY(msa__walk_rope(w, heads, heads, 1));
     if (p->norm && p->norm->data) {
         msa_tensor raw = msa__walk_heads(w, p->raw, w->args.dtype, p->n_heads, p->dim);
-        MSA_TRY(norm_back(w, raw, p->norm, heads, p->d_norm, heads, 0));
+        MSA_TRY(msa__walk_norm_back(w, raw, p->norm, heads, p->d_norm, heads, 0));
     }
-    return linear_back(w, msa__walk_rows(w, p->x, w->args.dtype, hidden), p->weight,
-                       msa__walk_rows(w, p->gradient, MSA_DTYPE_F32, p->n_heads * p->dim),
-                       p->d_weight, dx, accumulate);
+    return msa__walk_linear_back(w, msa__walk_rows(w, p->x, w->args.dtype, hidden), p->weight,
+                                 msa__walk_rows(w, p->gradient, MSA_DTYPE_F32, p->n_heads * p->dim),
+                                 p->d_weight, dx, accumulate);
 }
 
 /* ---- feed-forward ------------------------------------------------------------------------- */
@@ -112,9 +112,9 @@ static msa_status ffn_back(msa__walk *w, int32_t layer)
     if (args.shared) args.d_shared = &d_shared;
     MSA__WALK_OP(w, msa_moe_backward, &args);
     if (c->layers[layer].moe) MSA_TRY(router_back(w, layer));
-    return norm_back(w, msa__walk_rows(w, s->residual_mid, MSA_DTYPE_F32, c->hidden_size),
-                     &weights->post_attention_norm, d_normed, gradient->post_attention_norm,
-                     d_residual, 1);
+    return msa__walk_norm_back(w, msa__walk_rows(w, s->residual_mid, MSA_DTYPE_F32, c->hidden_size),
+                               &weights->post_attention_norm, d_normed,
+                               gradient->post_attention_norm, d_residual, 1);
 }
 
 /* ---- attention ---------------------------------------------------------------------------- */
@@ -143,11 +143,12 @@ static msa_status output_back(msa__walk *w, int32_t layer)
 {
     const msa__config *c = w->args.config;
     int64_t width = (int64_t)c->n_q_heads * c->head_dim;
-    return linear_back(w, msa__walk_rows(w, w->layers[layer].attended, w->args.dtype, width),
-                       &w->args.weights->layers[layer].o,
-                       msa__walk_rows(w, w->d_residual, MSA_DTYPE_F32, c->hidden_size),
-                       w->args.gradients->gradient.layers[layer].o.w,
-                       msa__walk_rows(w, w->d_attended, w->args.dtype, width), 0);
+    return msa__walk_linear_back(w,
+                                 msa__walk_rows(w, w->layers[layer].attended, w->args.dtype, width),
+                                 &w->args.weights->layers[layer].o,
+                                 msa__walk_rows(w, w->d_residual, MSA_DTYPE_F32, c->hidden_size),
+                                 w->args.gradients->gradient.layers[layer].o.w,
+                                 msa__walk_rows(w, w->d_attended, w->args.dtype, width), 0);
 }
 
 /* q sets d_normed, k and v add to it. */
@@ -184,15 +185,20 @@ static msa_status attention_back(msa__walk *w, int32_t layer)
     const msa__config *c = w->args.config;
     msa_reverse_index reverse = {0};
     MSA_TRY(output_back(w, layer));
-    MSA_TRY(msa__walk_topk(w, layer) > 0 ? msa__walk_attend_blocks_back(w, layer, &reverse)
-                                         : attend_keys_back(w, layer));
-    MSA_TRY(projections_back(w, layer));
+    if (c->layers[layer].attention == MSA__ATTENTION_LIGHTNING) {
+        MSA_TRY(msa__walk_lightning_back(w, layer));
+    } else {
+        MSA_TRY(msa__walk_topk(w, layer) > 0 ? msa__walk_attend_blocks_back(w, layer, &reverse)
+                                             : attend_keys_back(w, layer));
+        MSA_TRY(projections_back(w, layer));
+    }
     if (msa__walk_has_index(w, layer)) MSA_TRY(msa__walk_index(w, layer, &reverse, 1));
-    return norm_back(w, msa__walk_rows(w, w->residual[layer], MSA_DTYPE_F32, c->hidden_size),
-                     &w->args.weights->layers[layer].input_norm,
-                     msa__walk_rows(w, w->d_normed, MSA_DTYPE_F32, c->hidden_size),
-                     w->args.gradients->gradient.layers[layer].input_norm,
-                     msa__walk_rows(w, w->d_residual, MSA_DTYPE_F32, c->hidden_size), 1);
+    return msa__walk_norm_back(w,
+                               msa__walk_rows(w, w->residual[layer], MSA_DTYPE_F32, c->hidden_size),
+                               &w->args.weights->layers[layer].input_norm,
+                               msa__walk_rows(w, w->d_normed, MSA_DTYPE_F32, c->hidden_size),
+                               w->args.gradients->gradient.layers[layer].input_norm,
+                               msa__walk_rows(w, w->d_residual, MSA_DTYPE_F32, c->hidden_size), 1);
 }
 
 /* ---- the whole ---------------------------------------------------------------------------- */

@@ -82,8 +82,12 @@ static msa_status attention_block(msa__walk *w, int32_t layer)
     msa_tensor mid = msa__walk_rows(w, s->residual_mid, MSA_DTYPE_F32, c->hidden_size);
     MSA_TRY(msa__walk_norm(w, x, &weights->input_norm,
                            msa__walk_rows(w, s->normed, w->args.dtype, c->hidden_size)));
-    MSA_TRY(project_all(w, layer));
-    MSA_TRY(attend(w, layer));
+    if (c->layers[layer].attention == MSA__ATTENTION_LIGHTNING) {
+        MSA_TRY(msa__walk_lightning(w, layer));
+    } else {
+        MSA_TRY(project_all(w, layer));
+        MSA_TRY(attend(w, layer));
+    }
     MSA_TRY(msa__walk_copy(w, s->residual_mid, w->residual[layer]));
     int64_t width = (int64_t)c->n_q_heads * c->head_dim;
     return msa__walk_linear(w, msa__walk_rows(w, s->attended, w->args.dtype, width), &weights->o,

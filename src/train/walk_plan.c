@@ -4,6 +4,7 @@
 
 #include "base/arena.h"
 #include "base/error.h"
+#include "model/lightning_slope.h"
 #include "model/rope_frequencies.h"
 #include "msa/memory.h"
 
@@ -32,37 +33,53 @@ static void lay_out_step(msa__walk *w, msa__arena *arena)
     w->loss = msa__arena_take(arena, n, sizeof(float));
 }
 
-/* Block ids of a token in a layer of a kind. */
-static int64_t ids_of(const msa__config *c, msa__attention_kind kind)
+/* What a state has beyond the plain one. */
+typedef struct state_parts {
+    int64_t n_ids; /* block ids of a token */
+    int32_t keys, msa, moba, lightning, moe;
+} state_parts;
+
+static state_parts parts_of_layer(const msa__config *c, int32_t layer)
 {
-    return msa__row_heads(c, kind) * msa__row_ids(c, kind);
+    msa__attention_kind kind = c->layers[layer].attention;
+    return (state_parts){.n_ids = msa__row_heads(c, kind) * msa__row_ids(c, kind),
+                         .keys = kind != MSA__ATTENTION_LIGHTNING,
+                         .msa = kind == MSA__ATTENTION_MSA,
+                         .moba = msa__attention_is_moba(kind),
+                         .lightning = kind == MSA__ATTENTION_LIGHTNING,
+                         .moe = c->layers[layer].moe};
 }
 
-/* Block ids of a token, of the kind of layer that has the most. */
-static int64_t most_ids(const msa__config *c)
+/* Of a state that serves every layer. */
+static state_parts parts_of_all(const msa__config *c)
 {
-    int64_t most = 0;
+    state_parts all = {0};
     for (int32_t i = 0; i < c->n_layers; i++) {
-        int64_t ids = ids_of(c, c->layers[i].attention);
-        if (ids > most) most = ids;
+        state_parts one = parts_of_layer(c, i);
+        if (one.n_ids > all.n_ids) all.n_ids = one.n_ids;
+        all.keys |= one.keys;
+        all.msa |= one.msa;
+        all.moba |= one.moba;
+        all.lightning |= one.lightning;
+        all.moe |= one.moe;
     }
-    return most;
+    return all;
 }
 
-static void lay_out_state(const msa__walk *w, msa__layer_state *s, int64_t n_ids, int32_t msa,
-                          int32_t moe, msa__arena *arena)
+static void lay_out_state(const msa__walk *w, msa__layer_state *s, state_parts parts,
+                          msa__arena *arena)
 {
     const msa__config *c = w->args.config;
     int64_t n = w->args.max_tokens;
     size_t element = msa_dtype_bytes(w->args.dtype), hidden = (size_t)c->hidden_size;
     size_t q = (size_t)c->n_q_heads * (size_t)c->head_dim;
-    size_t kv = (size_t)c->n_kv_heads * (size_t)c->head_dim;
+    size_t kv = parts.lightning ? q : (size_t)c->n_kv_heads * (size_t)c->head_dim;
     size_t index_q = (size_t)c->n_kv_heads * (size_t)c->index_dim;
     memset(s, 0, sizeof(*s));
     s->residual_mid = msa__arena_take(arena, n, hidden * sizeof(float));
     s->normed = msa__arena_take(arena, n, hidden * element);
     s->ffn_normed = msa__arena_take(arena, n, hidden * element);
-    if (c->qk_norm) {
+    if (c->qk_norm && parts.keys) {
         s->q_raw = msa__arena_take(arena, n, q * element);
         s->k_raw = msa__arena_take(arena, n, kv * element);
     }
@@ -70,31 +87,23 @@ static void lay_out_state(const msa__walk *w, msa__layer_state *s, int64_t n_ids
     s->k = msa__arena_take(arena, n, kv * element);
     s->v = msa__arena_take(arena, n, kv * element);
     s->attended = msa__arena_take(arena, n, q * element);
-    s->lse = msa__arena_take(arena, n, (size_t)c->n_q_heads * sizeof(float));
-    if (n_ids) s->blocks = msa__arena_take(arena, n, (size_t)n_ids * sizeof(int32_t));
-    if (msa) {
+    if (parts.keys) s->lse = msa__arena_take(arena, n, (size_t)c->n_q_heads * sizeof(float));
+    if (parts.n_ids) s->blocks = msa__arena_take(arena, n, (size_t)parts.n_ids * sizeof(int32_t));
+    if (parts.msa) {
         s->index_q_raw = msa__arena_take(arena, n, index_q * element);
         s->index_k_raw = msa__arena_take(arena, n, (size_t)c->index_dim * element);
         s->index_q = msa__arena_take(arena, n, index_q * element);
         s->index_k = msa__arena_take(arena, n, (size_t)c->index_dim * element);
         s->index_lse = msa__arena_take(arena, n, (size_t)c->n_kv_heads * sizeof(float));
     }
-    if (moe) {
+    if (parts.lightning) {
+        s->mixed = msa__arena_take(arena, n, q * element);
+        s->gate = msa__arena_take(arena, n, q * element);
+    }
+    if (parts.moe) {
         s->expert_weights =
             msa__arena_take(arena, n, (size_t)c->n_experts_per_token * sizeof(float));
     }
-}
-
-static int32_t has_msa(const msa__config *c)
-{
-    return msa__config_count_attention(c, MSA__ATTENTION_MSA) > 0;
-}
-
-static int32_t has_moba(const msa__config *c)
-{
-    return msa__config_count_attention(c, MSA__ATTENTION_MOBA) +
-               msa__config_count_attention(c, MSA__ATTENTION_MOBA_GROUP) >
-           0;
 }
 
 /* Residual streams, results and states of the layers. */
@@ -108,18 +117,16 @@ static void lay_out_layers(msa__walk *w, msa__arena *arena)
         w->residual[i] = own ? msa__arena_take(arena, n, row) : w->residual[i - 2];
     }
     if (w->args.keep != MSA__KEEP_ALL) {
-        lay_out_state(w, &w->layers[0], most_ids(c), has_msa(c), c->n_experts > 0, arena);
+        lay_out_state(w, &w->layers[0], parts_of_all(c), arena);
         for (int32_t i = 1; i < c->n_layers; i++) w->layers[i] = w->layers[0];
     }
     for (int32_t i = 0; i < c->n_layers; i++) {
-        int32_t msa = c->layers[i].attention == MSA__ATTENTION_MSA, moe = c->layers[i].moe;
+        state_parts parts = parts_of_layer(c, i);
         w->index_loss[i] = NULL;
         w->expert_ids[i] = NULL;
-        if (w->args.keep == MSA__KEEP_ALL) {
-            lay_out_state(w, &w->layers[i], ids_of(c, c->layers[i].attention), msa, moe, arena);
-        }
-        if (msa) w->index_loss[i] = msa__arena_take(arena, n * c->n_kv_heads, sizeof(float));
-        if (moe) {
+        if (w->args.keep == MSA__KEEP_ALL) lay_out_state(w, &w->layers[i], parts, arena);
+        if (parts.msa) w->index_loss[i] = msa__arena_take(arena, n * c->n_kv_heads, sizeof(float));
+        if (parts.moe) {
             w->expert_ids[i] =
                 msa__arena_take(arena, n, (size_t)c->n_experts_per_token * sizeof(int32_t));
         }
@@ -135,19 +142,24 @@ static void lay_out_scratch(msa__walk *w, msa__arena *arena)
     size_t row = (size_t)c->hidden_size * sizeof(float);
     size_t q = (size_t)c->n_q_heads * (size_t)c->head_dim;
     size_t kv = (size_t)c->n_kv_heads * (size_t)c->head_dim;
+    state_parts parts = parts_of_all(c);
+    if (parts.moba) w->block_means = msa__arena_take(arena, n_blocks, kv * sizeof(float));
+    if (parts.lightning) {
+        kv = q;
+        w->slopes = msa__arena_take(arena, c->n_layers, (size_t)c->n_q_heads * sizeof(float));
+    }
     w->q_f32 = msa__arena_take(arena, n, q * sizeof(float));
     w->k_f32 = msa__arena_take(arena, n, kv * sizeof(float));
-    if (has_msa(c)) {
+    if (parts.msa) {
         w->index_q_f32 =
             msa__arena_take(arena, n * c->n_kv_heads, (size_t)c->index_dim * sizeof(float));
         w->index_k_f32 = msa__arena_take(arena, n, (size_t)c->index_dim * sizeof(float));
     }
-    if (most_ids(c)) {
+    if (parts.n_ids) {
         w->reverse_offsets =
             msa__arena_take(arena, c->n_kv_heads * (n_blocks + 1), sizeof(int32_t));
-        w->reverse_queries = msa__arena_take(arena, n, (size_t)most_ids(c) * sizeof(int32_t));
+        w->reverse_queries = msa__arena_take(arena, n, (size_t)parts.n_ids * sizeof(int32_t));
     }
-    if (has_moba(c)) w->block_means = msa__arena_take(arena, n_blocks, kv * sizeof(float));
     w->head_normed = msa__arena_take(arena, w->head_rows,
                                      (size_t)c->hidden_size * msa_dtype_bytes(w->args.dtype));
     w->logits = msa__arena_take(arena, w->head_rows, (size_t)c->vocab_size * sizeof(float));
@@ -201,7 +213,7 @@ static msa_status plan(msa__walk *w)
     w->n_tokens = w->n_seqs = (int32_t)w->args.max_tokens;
     lay_out(w, &arena);
     MSA_TRY(plan_phase(w, MSA__PHASE_DENSE, 0));
-    if (has_msa(w->args.config)) {
+    if (parts_of_all(w->args.config).msa) {
         MSA_TRY(plan_phase(w, MSA__PHASE_WARMUP, 0));
         MSA_TRY(plan_phase(w, MSA__PHASE_SPARSE, 0));
     }
@@ -222,10 +234,18 @@ static msa_status check(const msa__walk_args *args)
         return MSA_FAIL(MSA_EINVAL, "train: %lld tokens in a micro-batch, must be 1..%d",
                         (long long)args->max_tokens, INT32_MAX / 2);
     }
-    for (int32_t i = 0; i < args->config->n_layers; i++) {
-        if (args->config->layers[i].attention != MSA__ATTENTION_LIGHTNING) continue;
-        return MSA_FAIL(MSA_EUNSUPPORTED, "train: layer %d: lightning attention cannot be trained",
-                        i);
+    return MSA_OK;
+}
+
+static msa_status upload_slopes(const msa__walk *w)
+{
+    const msa__config *c = w->args.config;
+    for (int32_t layer = 0; w->slopes && layer < c->n_layers; layer++) {
+        for (int32_t h = 0; h < c->n_q_heads; h++) {
+            float slope = msa__lightning_slope(c, layer, h + 1);
+            MSA_TRY(msa_memory_upload(w->args.ctx, w->slopes + layer * c->n_q_heads + h, &slope,
+                                      sizeof(slope)));
+        }
     }
     return MSA_OK;
 }
@@ -269,6 +289,7 @@ static msa_status create(msa__walk *w)
     w->memory_bytes = arena.used;
     arena = (msa__arena){w->memory, 0, 0};
     lay_out(w, &arena);
+    MSA_TRY(upload_slopes(w));
     return upload_inv_freq(w);
 }
 

@@ -3,6 +3,7 @@
  * changes. */
 #include "harness/cmocka_all.h"
 
+#include "msa/baselines.h"
 #include "msa/cache.h"
 #include "msa/gradient.h"
 #include "msa/layer.h"
@@ -162,6 +163,20 @@ static const layout layouts[] = {
     AT(msa_linear_backward_args, weight, 88), AT(msa_linear_backward_args, d_out, 248),
     AT(msa_linear_backward_args, dx, 328), AT(msa_linear_backward_args, d_weight, 408),
     AT(msa_linear_backward_args, accumulate, 488), AT(msa_linear_backward_args, reserved, 492),
+
+    SIZE(msa_lightning_backward_args, 592), AT(msa_lightning_backward_args, struct_size, 0),
+    AT(msa_lightning_backward_args, flags, 4), AT(msa_lightning_backward_args, q, 8),
+    AT(msa_lightning_backward_args, k, 88), AT(msa_lightning_backward_args, v, 168),
+    AT(msa_lightning_backward_args, cu_seqlens_q, 248),
+    AT(msa_lightning_backward_args, slopes, 256), AT(msa_lightning_backward_args, n_seqs, 264),
+    AT(msa_lightning_backward_args, reserved, 268), AT(msa_lightning_backward_args, d_out, 272),
+    AT(msa_lightning_backward_args, dq, 352), AT(msa_lightning_backward_args, dk, 432),
+    AT(msa_lightning_backward_args, dv, 512),
+
+    SIZE(msa_sigmoid_gate_backward_args, 408), AT(msa_sigmoid_gate_backward_args, struct_size, 0),
+    AT(msa_sigmoid_gate_backward_args, flags, 4), AT(msa_sigmoid_gate_backward_args, x, 8),
+    AT(msa_sigmoid_gate_backward_args, gate, 88), AT(msa_sigmoid_gate_backward_args, d_out, 168),
+    AT(msa_sigmoid_gate_backward_args, dx, 248), AT(msa_sigmoid_gate_backward_args, d_gate, 328),
 
     SIZE(msa_swiglu_backward_args, 424), AT(msa_swiglu_backward_args, struct_size, 0),
     AT(msa_swiglu_backward_args, flags, 4), AT(msa_swiglu_backward_args, gate, 8),

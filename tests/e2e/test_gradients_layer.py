@@ -217,6 +217,38 @@ def test_rope(run):
     close(dx, a.grad)
 
 
+def test_lightning(run):
+    """The recurrence (L20), (L21) over two documents; chunks of the operator are shorter than the longer one."""
+    n, heads, dim, lengths = 150, 3, 16, (31, 119)
+    q, k, v, d = (new(n, heads, dim) for _ in range(4))
+    dq, dk, dv = (torch.empty(n, heads, dim) for _ in range(3))
+    slopes = torch.tensor([0.0, 0.05, 1.0])
+    cu_seqlens = torch.tensor([0, lengths[0], n], dtype=torch.int32)
+    run("lightning_backward", q=q, k=k, v=v, cu_seqlens_q=cu_seqlens, slopes=slopes, n_seqs=2, d_out=d, dq=dq, dk=dk,
+        dv=dv)
+    leaves = [leaf(t) for t in (q, k, v)]
+    silu, decay = torch.nn.functional.silu, torch.exp(-slopes.double())[:, None, None]
+    outputs = []
+    for document in zip(*(torch.split(t, lengths) for t in leaves)):
+        state = torch.zeros(heads, dim, dim, dtype=torch.float64)
+        for a, b, c in zip(*document):
+            state = decay * state + silu(b)[:, :, None] * silu(c)[:, None, :]
+            outputs.append((silu(a)[:, None, :] @ state)[:, 0])
+    torch.stack(outputs).backward(d.double())
+    for gradient, of in zip((dq, dk, dv), leaves):
+        close(gradient, of.grad)
+
+
+def test_sigmoid_gate(run):
+    x, gate, d = new(T, I), new(T, I, scale=3), new(T, I)
+    dx, d_gate = torch.empty(T, I), torch.empty(T, I)
+    run("sigmoid_gate_backward", x=x, gate=gate, d_out=d, dx=dx, d_gate=d_gate)
+    a, b = leaf(x), leaf(gate)
+    (a * torch.sigmoid(b)).backward(d.double())
+    close(dx, a.grad)
+    close(d_gate, b.grad)
+
+
 def test_cross_entropy(run):
     logits, targets = new(T, VOCAB, scale=5), torch.randint(VOCAB, (T,), dtype=torch.int32)
     targets[::5] = -1

@@ -3,7 +3,10 @@
 #include "engine/fixture.h"
 #include "harness/cmocka_all.h"
 #include "model/make_preset.h"
+#include "msa/memory.h"
+#include "train/walk.h"
 
+#include <math.h>
 #include <stdio.h>
 
 /* Blocks of 16, so that MODEL_TOKENS make ten. */
@@ -91,6 +94,67 @@ static void test_chunks_and_decode_are_one_pass(void **state)
         record_free(expected);
         record_free(whole);
         record_free(pieces);
+    }
+}
+
+/* -log softmax of a row of logits at the next token. */
+static double loss_of(const float *logits, int64_t vocab, int32_t target)
+{
+    double largest = (double)logits[0], sum = 0;
+    for (int64_t i = 1; i < vocab; i++) largest = fmax(largest, (double)logits[i]);
+    for (int64_t i = 0; i < vocab; i++) sum += exp((double)logits[i] - largest);
+    return log(sum) + largest - (double)logits[target];
+}
+
+/* The way up of training over packed keys, after another document, is the pass over a cache. */
+static void expect_training_reads_the_same(const char *name, const char *dir)
+{
+    enum { BEFORE = 37, N = BEFORE + MODEL_TOKENS };
+    static const int32_t cu_seqlens[] = {0, BEFORE, N};
+    int32_t tokens[N], targets[N], positions[N];
+    float loss[N];
+    for (int32_t i = 0; i < N; i++) {
+        positions[i] = i < BEFORE ? i : i - BEFORE;
+        tokens[i] = fixture_tokens(i < BEFORE)[positions[i]];
+        targets[i] = -1;
+        if (i > 0) targets[i - 1] = tokens[i];
+    }
+    subject s;
+    msa__walk walk;
+    subject_open(&s, dir, test_backend(), NULL, 2);
+    msa__walk_args args = {.ctx = s.ctx,
+                           .config = &s.model->config,
+                           .dtype = MSA_DTYPE_F32,
+                           .keep = MSA__KEEP_NOTHING,
+                           .max_tokens = N};
+    const msa__walk_batch batch = {tokens, targets, positions, cu_seqlens, N, 2};
+    EXPECT_OK(msa_model_load(s.model, NULL, NULL));
+    args.weights = msa__model_weights(s.model);
+    EXPECT_OK(msa__walk_create(&walk, &args));
+    walk.mode = (msa__walk_mode){.phase = MSA__PHASE_SPARSE};
+    EXPECT_OK(msa__walk_forward(&walk, &batch));
+    EXPECT_OK(msa__walk_loss(&walk, 0));
+    EXPECT_OK(msa_memory_download(s.ctx, loss, walk.loss, sizeof(loss)));
+    msa__walk_destroy(&walk);
+    record *r = run_tokens(&s, fixture_tokens(0), MODEL_TOKENS, MSA_DTYPE_F32, MSA_DTYPE_F32, 64,
+                           MODEL_TOKENS, MSA_ATTENTION_SPARSE);
+    for (int32_t i = 0; i + 1 < MODEL_TOKENS; i++) {
+        double expected = loss_of(r->logits + i * r->vocab, r->vocab, tokens[BEFORE + i + 1]);
+        if (fabs(expected - (double)loss[BEFORE + i]) <= 2e-5 * expected) continue;
+        fail_msg("%s: token %d: loss %g in training, %g in the engine", name, i,
+                 (double)loss[BEFORE + i], expected);
+    }
+    record_free(r);
+    subject_close(&s);
+}
+
+static void test_training_reads_the_same(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
+        char name[48];
+        snprintf(name, sizeof(name), "training-%s", kinds[i].name);
+        expect_training_reads_the_same(kinds[i].name, make(name, kinds[i].attention));
     }
 }
 
@@ -233,6 +297,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_chunks_and_decode_are_one_pass),
+        cmocka_unit_test(test_training_reads_the_same),
         cmocka_unit_test(test_what_sees_everything_is_full_attention),
         cmocka_unit_test(test_sessions_share_pages),
     };

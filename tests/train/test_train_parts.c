@@ -168,6 +168,10 @@ static void check_flops(const char *config, msa__phase phase, double matrices)
     double q = c->n_q_heads * c->head_dim, index_q = c->n_kv_heads * c->index_dim;
     double expected = matrices * TINY_TOKENS;
     for (int32_t layer = 0; layer < c->n_layers; layer++) {
+        if (c->layers[layer].attention == MSA__ATTENTION_LIGHTNING) {
+            expected += 12 * q * c->head_dim * TINY_TOKENS;
+            continue;
+        }
         double pairs = count_pairs(c, layer, phase == MSA__PHASE_SPARSE);
         expected += 14 * q * pairs;
         if (is_moba(c, layer)) expected += 2 * q * count_gates(c);
@@ -184,6 +188,7 @@ static void test_operations(void **state)
     (void)state;
     /* q, k, v, o, and MLPs of width 64, or 2 of 4 experts, a shared one and the router */
     double attention = 48 * 64 * 2 + 48 * 32 * 2, dense = 3 * 48 * 64, head = 48 * 64;
+    double lightning = 5 * 48 * 64; /* q, k, v, o, the gate */
     double experts = 3 * 3 * 48 * 32 + 4 * 48, index = 48 * 32 + 48 * 16;
     double m3 = 6 * (3 * attention + dense + 2 * experts + head);
     check_flops(tiny_config, MSA__PHASE_DENSE, m3);
@@ -191,6 +196,8 @@ static void test_operations(void **state)
     check_flops(tiny_config, MSA__PHASE_SPARSE, m3 + 4 * 2 * index);
     check_flops(tiny_window_config, MSA__PHASE_DENSE, 6 * (3 * attention + 3 * dense + head));
     check_flops(tiny_moba_config, MSA__PHASE_DENSE, 6 * (3 * attention + 3 * dense + head));
+    check_flops(tiny_lightning_config, MSA__PHASE_DENSE,
+                6 * (2 * lightning + attention + 3 * dense + head));
 }
 
 int main(void)

@@ -18,7 +18,7 @@
 #include <unistd.h>
 
 /* The model of test_walk with the tokenizer of made models. */
-#define MODEL                                                                                      \
+#define MODEL_WITH(attention)                                                                      \
     "{\"architectures\": [\"MiniMaxM3SparseForCausalLM\"], \"hidden_size\": 48,"                   \
     "\"num_hidden_layers\": 3, \"num_attention_heads\": 4, \"num_key_value_heads\": 2,"            \
     "\"head_dim\": 16, \"vocab_size\": 320, \"max_position_embeddings\": 4096,"                    \
@@ -29,16 +29,25 @@
     "\"dense_intermediate_size\": 64, \"num_local_experts\": 4, \"num_experts_per_tok\": 2,"       \
     "\"n_shared_experts\": 1, \"scoring_func\": \"sigmoid\", \"use_routing_bias\": true,"          \
     "\"routed_scaling_factor\": 2.0, \"moe_layer_freq\": [0, 1, 1],"                               \
-    "\"tie_word_embeddings\": false, \"sparse_attention_config\": {"                               \
-    "\"use_sparse_attention\": true, \"sparse_num_index_heads\": 2, \"sparse_index_dim\": 16,"     \
-    "\"sparse_block_size\": 16, \"sparse_topk_blocks\": 2, \"sparse_local_block\": 1,"             \
-    "\"sparse_init_block\": 0, \"sparse_score_type\": \"max\","                                    \
-    "\"sparse_attention_freq\": [0, 1, 1]}}"
+    "\"tie_word_embeddings\": false, " attention "}"
+
+#define MODEL                                                                                      \
+    MODEL_WITH(                                                                                    \
+        "\"sparse_attention_config\": {"                                                           \
+        "\"use_sparse_attention\": true, \"sparse_num_index_heads\": 2,"                           \
+        "\"sparse_index_dim\": 16, \"sparse_block_size\": 16, \"sparse_topk_blocks\": 2,"          \
+        "\"sparse_local_block\": 1, \"sparse_init_block\": 0, \"sparse_score_type\": \"max\","     \
+        "\"sparse_attention_freq\": [0, 1, 1]}")
+
+#define OTHER_KINDS                                                                                \
+    MODEL_WITH("\"layer_types\": [\"moba\", \"lightning\", \"moba_group\"],"                       \
+               "\"index_block_size\": 16, \"moba_block_size\": 16, \"moba_topk\": 2")
 
 /* @ is the test's folder, % the output below it. */
-#define CONFIG(stages, more)                                                                       \
+#define CONFIG(stages, more) CONFIG_OF(MODEL, stages, more)
+#define CONFIG_OF(model, stages, more)                                                             \
     "{\"output\": \"@/%\", \"seed\": 3, \"dtype\": \"f32\","                                       \
-    "\"model\": {\"config\": " MODEL "},"                                                          \
+    "\"model\": {\"config\": " model "},"                                                          \
     "\"data\": {\"tokenizer\": \"@/tokenizer\", \"cache\": \"@/cache\","                           \
     "\"sources\": [{\"text\": \"@/text\"}]},"                                                      \
     "\"defaults\": {\"step_tokens\": 192, \"micro_tokens\": 96, \"length\": 96, \"lr\": 0.01,"     \
@@ -188,6 +197,26 @@ static void test_resume_is_exact(void **state)
     expect_same_files(&c, "whole/step-000006/trainer.state", "parts/step-000006/trainer.state");
     expect_same_files(&c, "whole/step-000006/model.safetensors",
                       "parts/step-000006/model.safetensors");
+    corpus_remove(&c);
+}
+
+/* Other kinds of attention learn too, are saved, and go on with the same bits. */
+static void test_other_kinds(void **state)
+{
+    (void)state;
+    corpus c = make_corpus();
+    static const char config[] = CONFIG_OF(OTHER_KINDS, "{\"steps\": 40}", "");
+    msa_trainer_state s = run_steps(&c, config, "whole", 40);
+    if (!(s.loss < 1)) fail_msg("loss %g", s.loss);
+    (void)run_steps(&c, config, "parts", 15);
+    (void)run_steps(&c, config, "parts", 25);
+    expect_same_files(&c, "whole/step-000040/trainer.state", "parts/step-000040/trainer.state");
+    msa_context *ctx = make_context();
+    msa_model *model;
+    EXPECT_OK(msa_model_open(&model, ctx, corpus_path(&c, "whole/step-000040")));
+    EXPECT_OK(msa_model_verify(model, NULL, NULL));
+    msa_model_close(model);
+    msa_context_destroy(ctx);
     corpus_remove(&c);
 }
 
@@ -416,15 +445,11 @@ static void test_other_run_is_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_learns_a_pattern),
-        cmocka_unit_test(test_resume_is_exact),
-        cmocka_unit_test(test_recomputation_is_exact),
-        cmocka_unit_test(test_killed_at_any_time),
-        cmocka_unit_test(test_gate_ends_a_stage),
-        cmocka_unit_test(test_not_finite),
-        cmocka_unit_test(test_checkpoint_is_a_model),
-        cmocka_unit_test(test_old_checkpoints_go),
-        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_learns_a_pattern),     cmocka_unit_test(test_resume_is_exact),
+        cmocka_unit_test(test_other_kinds),          cmocka_unit_test(test_recomputation_is_exact),
+        cmocka_unit_test(test_killed_at_any_time),   cmocka_unit_test(test_gate_ends_a_stage),
+        cmocka_unit_test(test_not_finite),           cmocka_unit_test(test_checkpoint_is_a_model),
+        cmocka_unit_test(test_old_checkpoints_go),   cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_other_run_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -155,6 +155,12 @@ static void test_differences_moba(void **state)
     check_model(tiny_moba_config, MSA__PHASE_DENSE);
 }
 
+static void test_differences_lightning(void **state)
+{
+    (void)state;
+    check_model(tiny_lightning_config, MSA__PHASE_DENSE);
+}
+
 /* ---- the same bits ------------------------------------------------------------------------ */
 
 static float *gradients_of(const char *config, const char *backend, int32_t n_threads,
@@ -257,7 +263,7 @@ static const struct {
 } models[] = {
     {&tiny_config, MSA__PHASE_DENSE},      {&tiny_config, MSA__PHASE_WARMUP},
     {&tiny_config, MSA__PHASE_SPARSE},     {&tiny_window_config, MSA__PHASE_DENSE},
-    {&tiny_moba_config, MSA__PHASE_DENSE},
+    {&tiny_moba_config, MSA__PHASE_DENSE}, {&tiny_lightning_config, MSA__PHASE_DENSE},
 };
 #define N_MODELS (int)(sizeof(models) / sizeof(models[0]))
 
@@ -311,6 +317,7 @@ int main(void)
         cmocka_unit_test(test_differences_sparse),
         cmocka_unit_test(test_differences_windows),
         cmocka_unit_test(test_differences_moba),
+        cmocka_unit_test(test_differences_lightning),
         cmocka_unit_test(test_kl_leaves_backbone_alone),
         cmocka_unit_test(test_ablation_reaches_backbone),
         cmocka_unit_test(test_frozen_backbone_gives_same_index_gradients),

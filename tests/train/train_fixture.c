@@ -43,6 +43,9 @@ const char *const tiny_window_config =
 const char *const tiny_moba_config = PLAIN("\"layer_types\": [\"moba\", \"moba_group\", \"moba\"],"
                                            "\"moba_block_size\": 16, \"moba_topk\": 2");
 
+const char *const tiny_lightning_config =
+    PLAIN("\"layer_types\": [\"lightning\", \"full_attention\", \"lightning\"]");
+
 /* Of the weights: no token is so near to another choice of experts or blocks that a small step of a
  * finite difference changes it. */
 #define SEED 1
