@@ -36,7 +36,7 @@ case $mode in
 all)
     run release
     run asan -LE check
-    run tsan -L "unit|ops|engine" -E "test_kernels|test_tokenizer|test_identities"
+    run tsan -L "unit|ops|engine|threads" -E "test_kernels|test_tokenizer|test_identities"
     ;;
 quick) run release ;;
 gpu) exec sh scripts/test_gpu.sh ;;

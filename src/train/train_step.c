@@ -9,66 +9,44 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- buffers ------------------------------------------------------------------------------ */
-
-static msa_status create_buffers(msa__step_buffers *b, int64_t n_micro, int64_t micro_tokens,
-                                 int64_t row_width)
-{
-    int64_t per_batch = 4 * micro_tokens + 1;
-    b->n_micro = n_micro;
-    b->micro_tokens = micro_tokens;
-    b->batches = calloc((size_t)n_micro, sizeof(*b->batches));
-    b->arrays = malloc((size_t)(n_micro * per_batch) * sizeof(*b->arrays));
-    b->rows = malloc((size_t)(micro_tokens * row_width) * sizeof(*b->rows));
-    if (!b->batches || !b->arrays || !b->rows) {
-        return MSA_FAIL(MSA_ENOMEM, "train: no memory for the tokens of a step");
-    }
-    for (int64_t i = 0; i < n_micro; i++) {
-        int32_t *array = b->arrays + i * per_batch;
-        b->batches[i].tokens = array;
-        b->batches[i].targets = array + micro_tokens;
-        b->batches[i].positions = array + 2 * micro_tokens;
-        b->batches[i].cu_seqlens = array + 3 * micro_tokens;
-    }
-    return MSA_OK;
-}
-
-static void free_buffers(msa__step_buffers *b)
-{
-    free(b->batches);
-    free(b->arrays);
-    free(b->rows);
-    memset(b, 0, sizeof(*b));
-}
-
-msa_status msa__buffers_fill(msa__step_buffers *buffers, const msa__dataset *dataset,
-                             int64_t first_index, int64_t n, int64_t length)
-{
-    for (int64_t i = 0; i < n; i++) {
-        MSA_TRY(msa__dataset_batch(dataset, (uint64_t)(first_index + i), buffers->micro_tokens,
-                                   length, &buffers->batches[i]));
-    }
-    return MSA_OK;
-}
+/* ---- stages ------------------------------------------------------------------------------- */
 
 msa_status msa__sum_rows(msa_trainer *t, const float *rows, int64_t n, double *sum)
 {
-    MSA_TRY(msa_memory_download(t->ctx, t->buffers.rows, rows, (size_t)n * sizeof(float)));
+    MSA_TRY(msa_memory_download(t->ctx, t->rows, rows, (size_t)n * sizeof(float)));
     double total = 0;
-    for (int64_t i = 0; i < n; i++) total += (double)t->buffers.rows[i];
+    for (int64_t i = 0; i < n; i++) total += (double)t->rows[i];
     *sum += total;
     return MSA_OK;
 }
 
-/* ---- stages ------------------------------------------------------------------------------- */
+/* The first batch of a step of the current stage. Batches are numbered by tokens, so that a stage
+ * of another length begins where the last one stopped. */
+static int64_t first_batch(const msa_trainer *t, int64_t stage_step)
+{
+    const msa__stage *s = msa__trainer_stage(t);
+    return (t->progress.stage_tokens + s->micro_tokens - 1) / s->micro_tokens +
+           stage_step * (s->step_tokens / s->micro_tokens);
+}
+
+static msa_status open_batches(msa_trainer *t)
+{
+    const msa__stage *s = msa__trainer_stage(t);
+    msa__prefetch_args args = {.dataset = t->data,
+                               .n = s->step_tokens / s->micro_tokens,
+                               .n_tokens = s->micro_tokens,
+                               .length = s->length,
+                               .end = first_batch(t, s->steps)};
+    t->rows = malloc((size_t)(s->micro_tokens * t->model.n_kv_heads) * sizeof(*t->rows));
+    if (!t->rows) return MSA_FAIL(MSA_ENOMEM, "train: no memory for the losses of a step");
+    MSA_TRY(msa__prefetch_create(&t->batches, &args));
+    if (!t->validation) return MSA_OK;
+    return msa__batches_create(&t->held_out, t->config.validation_batches, s->micro_tokens);
+}
 
 msa_status msa__stage_open(msa_trainer *t)
 {
     const msa__stage *s = msa__trainer_stage(t);
-    int64_t n_micro = s->step_tokens / s->micro_tokens, n_batches = n_micro;
-    if (t->validation && t->config.validation_batches > n_batches) {
-        n_batches = t->config.validation_batches;
-    }
     msa__walk_args args = {.ctx = t->ctx,
                            .config = &t->model,
                            .weights = &t->parameters.weights,
@@ -77,7 +55,7 @@ msa_status msa__stage_open(msa_trainer *t)
                            .keep = s->freeze_backbone ? MSA__KEEP_NOTHING : t->config.keep,
                            .max_tokens = s->micro_tokens};
     t->stage_is_open = 1;
-    MSA_TRY(create_buffers(&t->buffers, n_batches, s->micro_tokens, t->model.n_kv_heads));
+    MSA_TRY(open_batches(t));
     MSA_TRY(msa__walk_create(&t->walk, &args));
     MSA_TRY(msa__balance_create(&t->balance, &t->parameters, s->micro_tokens));
     if (!t->validation || !t->config.recall || s->attention == MSA__PHASE_DENSE) return MSA_OK;
@@ -91,7 +69,11 @@ void msa__stage_close(msa_trainer *t)
     msa__recall_destroy(&t->probe);
     msa__balance_free(&t->balance);
     msa__walk_destroy(&t->walk);
-    free_buffers(&t->buffers);
+    msa__prefetch_destroy(t->batches);
+    msa__batches_free(&t->held_out);
+    free(t->rows);
+    t->batches = NULL;
+    t->rows = NULL;
     t->stage_is_open = 0;
 }
 
@@ -153,21 +135,17 @@ static void finish_losses(msa_trainer *t, double loss, int64_t n_targets)
 
 static msa_status run_micros(msa_trainer *t)
 {
-    const msa__stage *s = msa__trainer_stage(t);
-    int64_t n_micro = s->step_tokens / s->micro_tokens, n_targets = 0;
-    /* Batches are numbered by tokens, so that a stage of another length begins where the last
-     * one stopped. */
-    int64_t first = (t->progress.stage_tokens + s->micro_tokens - 1) / s->micro_tokens +
-                    t->progress.stage_step * n_micro;
+    const msa__batches *batches;
+    int64_t n_targets = 0;
     double loss = 0;
-    MSA_TRY(msa__buffers_fill(&t->buffers, t->data, first, n_micro, s->length));
-    for (int64_t i = 0; i < n_micro; i++) n_targets += t->buffers.batches[i].n_targets;
+    MSA_TRY(msa__prefetch_take(t->batches, first_batch(t, t->progress.stage_step), &batches));
+    for (int64_t i = 0; i < batches->n; i++) n_targets += batches->list[i].n_targets;
     t->walk.mode = step_mode(t, n_targets);
     t->flops = 0;
     memset(t->index_loss, 0, (size_t)t->model.n_layers * sizeof(*t->index_loss));
     MSA_TRY(msa__parameters_zero(&t->parameters, t->parameters.gradients));
-    for (int64_t i = 0; i < n_micro; i++) {
-        MSA_TRY(run_micro(t, &t->buffers.batches[i], &loss));
+    for (int64_t i = 0; i < batches->n; i++) {
+        MSA_TRY(run_micro(t, &batches->list[i], &loss));
     }
     finish_losses(t, loss, n_targets);
     return MSA_OK;

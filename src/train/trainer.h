@@ -2,21 +2,13 @@
 #ifndef MSA_TRAIN_TRAINER_H
 #define MSA_TRAIN_TRAINER_H
 
-#include "data/dataset.h"
+#include "data/prefetch.h"
 #include "msa/train.h"
 #include "train/balance.h"
 #include "train/recall.h"
 #include "train/snapshot.h"
 #include "train/train_config.h"
 #include "train/train_log.h"
-
-/* Arrays of a step's micro-batches, of validation batches, and of what comes back from them. */
-typedef struct msa__step_buffers {
-    int64_t n_micro, micro_tokens;
-    msa__batch *batches; /* [n_micro] */
-    int32_t *arrays;     /* behind them */
-    float *rows;         /* [micro_tokens * max(1, Hkv)] downloads */
-} msa__step_buffers;
 
 struct msa_trainer {
     msa_context *ctx;
@@ -33,7 +25,9 @@ struct msa_trainer {
     int32_t stage_is_open;
     msa__walk walk;
     msa__recall_probe probe;
-    msa__step_buffers buffers;
+    msa__prefetch *batches; /* of training */
+    msa__batches held_out;  /* of validation */
+    float *rows;            /* [micro_tokens * max(1, Hkv)] downloads */
 
     msa__progress progress;
     msa_trainer_state state;
@@ -65,11 +59,6 @@ int32_t msa__gate_is_passed(const msa_trainer *t);
 
 /* Draw OUTPUT/curves.svg from the log. MSA_EIO, MSA_ENOMEM */
 MSA_CHECK_RESULT msa_status msa__curves_draw(const char *output);
-
-/* Batch `index` of a dataset, which it sees as n_tokens long. */
-MSA_CHECK_RESULT msa_status msa__buffers_fill(msa__step_buffers *buffers,
-                                              const msa__dataset *dataset, int64_t first_index,
-                                              int64_t n, int64_t length);
 
 /* Mean of a downloaded float array's first n elements times n: their sum in double. */
 MSA_CHECK_RESULT msa_status msa__sum_rows(msa_trainer *t, const float *rows, int64_t n,

@@ -47,14 +47,14 @@ static void log_recall(msa_trainer *t)
 msa_status msa__validate(msa_trainer *t)
 {
     const msa__stage *s = msa__trainer_stage(t);
-    int64_t n = t->config.validation_batches, n_targets = 0;
+    int64_t n_targets = 0;
     double loss = 0;
     if (!t->validation) return MSA_OK;
-    MSA_TRY(msa__buffers_fill(&t->buffers, t->validation, 0, n, s->length));
+    MSA_TRY(msa__batches_fill(&t->held_out, t->validation, 0, s->length));
     t->walk.mode = (msa__walk_mode){.phase = (msa__phase)s->attention};
-    for (int64_t i = 0; i < n; i++) {
-        MSA_TRY(validate_batch(t, &t->buffers.batches[i], &loss));
-        n_targets += t->buffers.batches[i].n_targets;
+    for (int64_t i = 0; i < t->held_out.n; i++) {
+        MSA_TRY(validate_batch(t, &t->held_out.list[i], &loss));
+        n_targets += t->held_out.list[i].n_targets;
     }
     t->state.validation_loss = loss / (double)(n_targets ? n_targets : 1);
     if (t->probe.ctx) msa__recall_finish(&t->probe, t->recall);
