@@ -139,10 +139,11 @@ typedef struct msa_index_kl_args {
  *
  * Math      Pbar = mean over the group's heads of their attention on A, a constant; Pidx = softmax
  *           of the index scores on A; row loss = sum over A of Pbar (ln Pbar - ln Pidx);
- *           d = w index_scale (Pidx - Pbar), dq_index = sum over A of d k_index, dk_index = sum
- * over rows and groups of d q_index. An empty row has loss 0 and no gradient Memory    tiles of T x
- * S are recomputed, never stored Teacher   q, k and lse are read only: the backbone gets no
- * gradient from this loss
+ *           d = w index_scale (Pidx - Pbar), dq_index = sum over A of d k_index,
+ *           dk_index = sum over rows and groups of d q_index. An empty row has loss 0 and no
+ *           gradient
+ * Memory    tiles of T x S are recomputed, never stored
+ * Teacher   q, k and lse are read only: the backbone gets no gradient from this loss
  */
 MSA_API MSA_CHECK_RESULT msa_status msa_index_kl_plan(msa_context *ctx,
                                                       const msa_index_kl_args *args,
@@ -296,8 +297,9 @@ typedef struct msa_moe_backward_args {
 } msa_moe_backward_args;
 MSA_ARGS_INIT(msa_moe_backward_args)
 /* Gradient of msa_moe. gate x, up x and the activation are computed again from x: the forward pass
- * keeps nothing but x. Where x and all weights are bf16, what enters a product (d_out, the activation,
- * the gradients of gate and up) is rounded to bf16. An expert without tokens gets no gradient. */
+ * keeps nothing but x. Where x and all weights are bf16, what enters a product (d_out, the
+ * activation, the gradients of gate and up) is rounded to bf16. An expert without tokens gets no
+ * gradient. */
 MSA_API MSA_CHECK_RESULT msa_status msa_moe_backward_plan(msa_context *ctx,
                                                           const msa_moe_backward_args *args,
                                                           msa_plan *plan);

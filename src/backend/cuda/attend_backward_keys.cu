@@ -6,10 +6,9 @@
  * through shared memory. The next head's queries are on their way while one is computed.
  */
 #include "backend/cuda/attend_backward.h"
-#include "backend/cuda/gradient_schedule.cuh"
-#include "backend/cuda/mma_tile.cuh"
+#include "backend/cuda/key_slots.cuh"
 
-enum { QUERIES = 64 }; /* of a step */
+enum { QUERIES = KEY_QUERIES };
 #define LOG2E 1.4426950408889634f
 
 /* Shared memory: K, V, then two stages of Q, dO, LSE and delta, then dS^T. */
@@ -89,103 +88,13 @@ static __device__ __forceinline__ void softmax_gradient(const attend_gradient &j
     }
 }
 
-/* dS^T of the warp's 16 keys into shared memory, rows of keys. */
-static __device__ __forceinline__ void store_scores(uint32_t tile, int first_row,
-                                                    const float (&ds)[QUERIES / 8][4])
-{
-    int column = threadIdx.x % 4 * 2;
-#pragma unroll
-    for (int j = 0; j < QUERIES / 8; j++) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            int row = first_row + product_row(half * 2);
-            store_shared_32(tile_chunk<QUERIES>(tile, row, j) + column * 2,
-                            pack_bf16(ds[j][half * 2], ds[j][half * 2 + 1]));
-        }
-    }
-}
-
-/* The queries' dS K, 64 x D, in pieces of 16 x 32 that go round the warps; rows into their slots.
- */
-template <int D>
-static __device__ __forceinline__ void store_slots(const attend_gradient &job,
-                                                   const keys_shared<D> &at, int n_keys,
-                                                   const int64_t *slot_rows, int head_in_group)
-{
-    constexpr int COLUMNS = 32;
-    for (int piece = threadIdx.x / 32; piece < QUERIES / 16 * (D / COLUMNS);
-         piece += blockDim.x / 32) {
-        int m = piece % (QUERIES / 16) * 16, n = piece / (QUERIES / 16) * COLUMNS;
-        float acc[COLUMNS / 8][4] = {};
-        for (int k = 0; k < n_keys; k += 16) {
-            uint32_t a[4];
-            tile_a_across<QUERIES>(at.ds(), m, k, a);
-#pragma unroll
-            for (int j = 0; j < COLUMNS / 8; j += 2) {
-                uint32_t b[4];
-                tile_b_across<D>(at.k, n + j * 8, k, b);
-                mma_m16n8k16(acc[j], a, b[0], b[1]);
-                mma_m16n8k16(acc[j + 1], a, b[2], b[3]);
-            }
-        }
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            int64_t row = slot_rows[m + product_row(half * 2)];
-            if (row < 0) continue;
-            __nv_bfloat16 *slot =
-                (__nv_bfloat16 *)job.slots + (row + head_in_group) * D + n + product_column(0);
-#pragma unroll
-            for (int j = 0; j < COLUMNS / 8; j++)
-                *(uint32_t *)(slot + j * 8) = pack_bf16(acc[j][half * 2], acc[j][half * 2 + 1]);
-        }
-    }
-}
-
-/* Positions of the step's queries and, of a selection, where their shares of dQ go. */
-static __device__ __forceinline__ void describe_queries(const attend_gradient &job,
-                                                        const schedule_unit &u, int group,
-                                                        int first, int end, int unit,
-                                                        int *positions, int64_t *slot_rows)
-{
-    for (int i = threadIdx.x; i < QUERIES; i += blockDim.x) {
-        positions[i] = -1;
-        slot_rows[i] = -1;
-        if (first + i >= end) continue;
-        int token = schedule_query(job.schedule, group, first + i);
-        positions[i] = u.first_position + token - u.first_query;
-        if (!job.blocks.data) continue;
-        int parts = job.schedule.block_size / job.schedule.tile_keys;
-        int block = unit / parts - job.schedule.block_base[u.seq];
-        int n_kept = (int)job.blocks.shape[2], slot = 0;
-        const int32_t *row = (const int32_t *)job.blocks.data + token * job.blocks.stride[0] +
-                             group * job.blocks.stride[1];
-        while (slot < n_kept - 1 && row[slot] != block) slot++;
-        int64_t row_of_pass = (int64_t)token * job.n_groups + group - job.first_group;
-        slot_rows[i] = ((row_of_pass * n_kept + slot) * parts + unit % parts) * job.group;
-    }
-}
-
-template <int D>
-static __device__ __forceinline__ void store_keys(float *out, int first_row, float factor,
-                                                  const float (&acc)[D / 8][4])
-{
-#pragma unroll
-    for (int d = 0; d < D / 8; d++) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            float *row = out + (first_row + product_row(half * 2)) * D + d * 8 + product_column(0);
-            *(float2 *)row = make_float2(acc[d][half * 2] * factor, acc[d][half * 2 + 1] * factor);
-        }
-    }
-}
-
 template <int D>
 static __global__ void __launch_bounds__(256, 1)
     attend_keys_kernel(const __grid_constant__ attend_gradient job)
 {
     extern __shared__ __align__(128) unsigned char shared[];
     __shared__ int positions[QUERIES];
-    __shared__ int64_t slot_rows[QUERIES];
+    __shared__ int64_t slots[QUERIES];
     const gradient_schedule &s = job.schedule;
     int keys = s.tile_keys, group = job.first_group + blockIdx.y, item = blockIdx.x;
     int n_units = s.n_blocks * (s.block_size / keys);
@@ -195,6 +104,7 @@ static __global__ void __launch_bounds__(256, 1)
     schedule_unit u = schedule_unit_at(s, group, unit);
     int begin = u.begin + (item - item_first[unit]) * s.chunk, end = min(u.end, begin + s.chunk);
 
+    key_owner owner = {u, unit, group, job.first_group, job.n_groups};
     keys_shared<D> at((uint32_t)__cvta_generic_to_shared(shared), keys);
     int64_t first_row = (int64_t)s.cu_seqlens_k[u.seq] + u.first_key;
     tile_load<D>(at.k, keys, [&](int i) {
@@ -213,7 +123,9 @@ static __global__ void __launch_bounds__(256, 1)
         int first = begin + step / job.group * QUERIES;
         copy_async_wait<0>();
         __syncthreads(); /* this step's queries are there, the last step's are used up */
-        if (head == 0) describe_queries(job, u, group, first, end, unit, positions, slot_rows);
+        if (head == 0) {
+            describe_queries(s, job.blocks, owner, first, end, positions, slots);
+        }
         if (step + 1 < n_steps) {
             int next = step + 1;
             load_queries<D>(job, u, at, next % 2, group, group * job.group + next % job.group,
@@ -229,9 +141,9 @@ static __global__ void __launch_bounds__(256, 1)
         tile_multiply_registers<D>(st, at.d_out(stage), dv);
         tile_multiply_registers<D>(dp, at.q(stage), dk);
         if (job.blocks.data) {
-            store_scores(at.ds(), warp_row, dp);
+            store_rows(at.ds(), warp_row, dp);
             __syncthreads();
-            store_slots<D>(job, at, keys, slot_rows, head);
+            store_slots<D>(at.ds(), at.k, keys, slots, job.group, head, (__nv_bfloat16 *)job.slots);
         }
     }
     int64_t out = ((int64_t)blockIdx.y * s.max_items + item) * keys * D;

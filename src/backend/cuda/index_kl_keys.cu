@@ -4,11 +4,10 @@
  * registers, then computes the student's and their difference d^T, the left operand of dk_index +=
  * d^T Q_index. For dq_index d^T goes through shared memory.
  */
-#include "backend/cuda/gradient_schedule.cuh"
 #include "backend/cuda/index_kl.h"
-#include "backend/cuda/mma_tile.cuh"
+#include "backend/cuda/key_slots.cuh"
 
-enum { QUERIES = 64, MAX_WARPS = 8 };
+enum { QUERIES = KEY_QUERIES, MAX_WARPS = 8 };
 #define LOG2E 1.4426950408889634f
 #define LN2   0.6931471805599453f
 
@@ -125,83 +124,15 @@ static __device__ __forceinline__ void compare(const index_kl_job &job, const fl
     }
 }
 
-/* d^T of the warp's 16 keys into shared memory, rows of keys. */
-static __device__ __forceinline__ void store_difference(uint32_t tile, int first_row,
-                                                        const float (&d)[QUERIES / 8][4])
+/* The sum of the warps' losses into the slots. */
+static __device__ __forceinline__ void store_losses(const index_kl_job &job, const int64_t *slots,
+                                                    const float *losses)
 {
-#pragma unroll
-    for (int j = 0; j < QUERIES / 8; j++) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            int row = first_row + product_row(half * 2);
-            store_shared_32(tile_chunk<QUERIES>(tile, row, j) + product_column(0) * 2,
-                            pack_bf16(d[j][half * 2], d[j][half * 2 + 1]));
-        }
-    }
-}
-
-/* d K_index of the queries, 64 x D, in pieces of 16 x 32 that go round the warps, and the sum of
- * the warps' losses; both into the slots. */
-template <int D>
-static __device__ __forceinline__ void store_slots(const index_kl_job &job, const kl_shared<D> &at,
-                                                   int n_keys, const int64_t *slot_rows,
-                                                   const float *losses)
-{
-    constexpr int COLUMNS = 32;
-    for (int piece = threadIdx.x / 32; piece < QUERIES / 16 * (D / COLUMNS);
-         piece += blockDim.x / 32) {
-        int m = piece % (QUERIES / 16) * 16, n = piece / (QUERIES / 16) * COLUMNS;
-        float acc[COLUMNS / 8][4] = {};
-        for (int k = 0; k < n_keys; k += 16) {
-            uint32_t a[4];
-            tile_a_across<QUERIES>(at.d(), m, k, a);
-#pragma unroll
-            for (int j = 0; j < COLUMNS / 8; j += 2) {
-                uint32_t b[4];
-                tile_b_across<D>(at.k_index(), n + j * 8, k, b);
-                mma_m16n8k16(acc[j], a, b[0], b[1]);
-                mma_m16n8k16(acc[j + 1], a, b[2], b[3]);
-            }
-        }
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            int64_t row = slot_rows[m + product_row(half * 2)];
-            if (row < 0) continue;
-            __nv_bfloat16 *slot = (__nv_bfloat16 *)job.slots + row * D + n + product_column(0);
-#pragma unroll
-            for (int j = 0; j < COLUMNS / 8; j++)
-                *(uint32_t *)(slot + j * 8) = pack_bf16(acc[j][half * 2], acc[j][half * 2 + 1]);
-        }
-    }
     for (int i = threadIdx.x; i < QUERIES; i += blockDim.x) {
-        if (slot_rows[i] < 0) continue;
+        if (slots[i] < 0) continue;
         float sum = 0;
         for (int w = 0; w < (int)blockDim.x / 32; w++) sum += losses[w * QUERIES + i];
-        job.loss_slots[slot_rows[i]] = sum;
-    }
-}
-
-/* Positions of the tile's queries and, of a selection, where their shares go. */
-static __device__ __forceinline__ void describe_queries(const index_kl_job &job,
-                                                        const schedule_unit &u, int group, int unit,
-                                                        int first, int end, int *positions,
-                                                        int64_t *slot_rows)
-{
-    for (int i = threadIdx.x; i < QUERIES; i += blockDim.x) {
-        positions[i] = -1;
-        slot_rows[i] = -1;
-        if (first + i >= end) continue;
-        int token = schedule_query(job.schedule, group, first + i);
-        positions[i] = u.first_position + token - u.first_query;
-        if (!job.blocks.data) continue;
-        int parts = job.schedule.block_size / job.schedule.tile_keys;
-        int block = unit / parts - job.schedule.block_base[u.seq];
-        int n_kept = (int)job.blocks.shape[2], slot = 0;
-        const int32_t *row = (const int32_t *)job.blocks.data + token * job.blocks.stride[0] +
-                             group * job.blocks.stride[1];
-        while (slot < n_kept - 1 && row[slot] != block) slot++;
-        int64_t of_group = (int64_t)token * job.schedule.n_groups + group;
-        slot_rows[i] = (of_group * n_kept + slot) * parts + unit % parts;
+        job.loss_slots[slots[i]] = sum;
     }
 }
 
@@ -211,7 +142,7 @@ static __global__ void __launch_bounds__(MAX_WARPS * 32, 1)
 {
     extern __shared__ __align__(128) unsigned char shared[];
     __shared__ int positions[QUERIES];
-    __shared__ int64_t slot_rows[QUERIES];
+    __shared__ int64_t slots[QUERIES];
     __shared__ float losses[MAX_WARPS * QUERIES];
     const gradient_schedule &s = job.schedule;
     int keys = s.tile_keys, group = blockIdx.y, item = blockIdx.x, warp = threadIdx.x / 32;
@@ -222,6 +153,7 @@ static __global__ void __launch_bounds__(MAX_WARPS * 32, 1)
     schedule_unit u = schedule_unit_at(s, group, unit);
     int begin = u.begin + (item - item_first[unit]) * s.chunk, end = min(u.end, begin + s.chunk);
 
+    key_owner owner = {u, unit, group, 0, s.n_groups};
     kl_shared<D> at((uint32_t)__cvta_generic_to_shared(shared), keys);
     int64_t first_row = (int64_t)s.cu_seqlens_k[u.seq] + u.first_key;
     tile_load<D>(at.k, keys, [&](int i) {
@@ -240,8 +172,7 @@ static __global__ void __launch_bounds__(MAX_WARPS * 32, 1)
         copy_async_wait<0>();
         __syncthreads(); /* this step's queries are there, the last step's are used up */
         if (head == 0) {
-            describe_queries(job, u, group, unit, begin + tile * QUERIES, end, positions,
-                             slot_rows);
+            describe_queries(s, job.blocks, owner, begin + tile * QUERIES, end, positions, slots);
             __syncthreads();
 #pragma unroll
             for (int j = 0; j < QUERIES / 8; j++) {
@@ -263,20 +194,14 @@ static __global__ void __launch_bounds__(MAX_WARPS * 32, 1)
                 key, student, mean, losses + warp * QUERIES);
         tile_multiply_registers<D>(mean, q_index, dk);
         if (job.blocks.data) {
-            store_difference(at.d(), warp * 16, mean);
+            store_rows(at.d(), warp * 16, mean);
             __syncthreads();
-            store_slots<D>(job, at, keys, slot_rows, losses);
+            store_slots<D>(at.d(), at.k_index(), keys, slots, 1, 0, (__nv_bfloat16 *)job.slots);
+            store_losses(job, slots, losses);
         }
     }
     float *out = job.item_dk + ((int64_t)group * s.max_items + item) * keys * D;
-#pragma unroll
-    for (int d = 0; d < D / 8; d++) {
-#pragma unroll
-        for (int e = 0; e < 4; e += 2) {
-            float *row = out + (warp * 16 + product_row(e)) * D + d * 8 + product_column(0);
-            *(float2 *)row = make_float2(dk[d][e], dk[d][e + 1]);
-        }
-    }
+    store_keys<D>(out, warp * 16, 1, dk);
 }
 
 template <int D> static msa_status launch(msa_context *ctx, const index_kl_job *job)
