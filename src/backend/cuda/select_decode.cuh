@@ -2,10 +2,9 @@
  *
  * An item is (sequence, tile of its query tokens): the pages that the tile's rows have to rank.
  * Items lie one behind the other in sequence order, and CTA c scores pages c * share .. (c+1) *
- * share - 1 of that line, whatever sequences they belong to. Where a CTA meets an item it leaves
- * one list of candidates per column of the tile. A CTA's items and an item's CTAs are both
- * contiguous, so c + item is a different slot for every meeting and n_ctas + n_items slots are
- * enough.
+ * share - 1 of that line, whatever sequences they belong to. What it finds goes to memory: a row
+ * (token, group) has one number per block there, an order of its score (topk.cuh), and
+ * select_choose.cu takes each row's best.
  */
 #ifndef MSA_CUDA_SELECT_DECODE_CUH
 #define MSA_CUDA_SELECT_DECODE_CUH
@@ -22,14 +21,45 @@ typedef struct decode_select {
     int64_t table_stride;
     int n_seqs, n_groups;
     int topk, n_init, n_local;
-    int n_ctas;      /* of the scan */
-    int columns;     /* of a tile: column = token of the tile * n_groups + group */
-    int tile_tokens; /* columns / n_groups */
+    int n_ctas;   /* of the scan */
+    int stages;   /* of its ring of pages */
+    int prefetch; /* pages that a CTA asks for before the kernel before it has ended */
+    /* Powers of two, so that nothing is divided: column = token of the tile << groups_log2 | group.
+     */
+    int columns_log2, groups_log2, tokens_log2;
     float key_scale;
-    u64 *candidates; /* [n_ctas + n_items][columns][list] */
+    unsigned *orders; /* [T, Hkv][row_blocks] score_order of the blocks that compete */
+    int64_t row_blocks;
     int32_t *blocks;
     int64_t blocks_token, blocks_group;
 } decode_select;
+
+/* All but the orders; tiles of 1 << columns_log2 columns. */
+decode_select cuda_select_decode_line(const msa_context *ctx, const msa_select_args *args,
+                                      int columns_log2);
+/* The rows from `orders` (select_choose.cu), started early behind the kernel that writes them. */
+msa_status cuda_select_choose(msa_context *ctx, const decode_select *p, int64_t n_rows);
+
+/* A launch that may start while the kernel before it ends, and waits where it needs its results. */
+typedef struct decode_launch {
+    cudaLaunchAttribute attribute;
+    cudaLaunchConfig_t config;
+} decode_launch;
+
+static inline cudaLaunchConfig_t *early_launch(decode_launch *l, const msa_context *ctx,
+                                               int64_t n_ctas, int threads, size_t smem)
+{
+    *l = {};
+    l->attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    l->attribute.val.programmaticStreamSerializationAllowed = 1;
+    l->config.gridDim = dim3((unsigned)n_ctas);
+    l->config.blockDim = dim3(threads);
+    l->config.dynamicSmemBytes = smem;
+    l->config.stream = cuda_stream(ctx);
+    l->config.attrs = &l->attribute;
+    l->config.numAttrs = 1;
+    return &l->config;
+}
 
 /* Inputs that an earlier kernel may just have written: read past the L1. */
 __device__ __forceinline__ int load_i32(const int32_t *p)
@@ -51,7 +81,7 @@ __device__ __forceinline__ DecodeSequence load_sequence(const decode_select &p, 
     s.n_tokens = max(0, load_i32(p.cu_q + seq + 1) - s.first_token);
     s.length =
         p.kv_lens ? load_i32(p.kv_lens + seq) : load_i32(p.cu_k + seq + 1) - load_i32(p.cu_k + seq);
-    s.n_tiles = (s.n_tokens + p.tile_tokens - 1) / p.tile_tokens;
+    s.n_tiles = (s.n_tokens + (1 << p.tokens_log2) - 1) >> p.tokens_log2;
     int n_visible = s.length > 0 ? (s.length - 1) / DECODE_BLOCK + 1 : 0; /* (M3) */
     if (n_visible > p.topk) s.n_pages = n_visible - p.n_local - p.n_init; /* others keep all */
     return s;
@@ -104,12 +134,6 @@ __device__ __forceinline__ DecodeChunk load_line(const decode_select &p, int lan
     return c;
 }
 
-/* Candidates that a CTA leaves per column of an item. */
-__device__ __forceinline__ int list_length(const decode_select &p, unsigned share)
-{
-    return (int)min((unsigned)p.topk, share);
-}
-
 /* Pages of one item that one CTA scores. */
 struct DecodeSegment {
     int seq, item;
@@ -133,17 +157,53 @@ __device__ __forceinline__ DecodeSegment next_segment(const decode_select &p, De
     int from = __ffs(__ballot_sync(~0u, c.first <= at && at < c.end)) - 1;
     unsigned inside = at - __shfl_sync(~0u, c.first, from);
     int n_pages = __shfl_sync(~0u, c.mine.n_pages, from);
-    int tile = inside / n_pages, page = inside - tile * n_pages;
-    int token = tile * p.tile_tokens, n_tokens = __shfl_sync(~0u, c.mine.n_tokens, from);
+    int tile = inside < (unsigned)n_pages ? 0 : inside / n_pages, page = inside - tile * n_pages;
+    int token = tile << p.tokens_log2, n_tokens = __shfl_sync(~0u, c.mine.n_tokens, from);
     s.seq = c.base + from;
     s.item = __shfl_sync(~0u, c.first_item, from) + tile;
     s.first_token = __shfl_sync(~0u, c.mine.first_token, from) + token;
-    s.n_tokens = min(p.tile_tokens, n_tokens - token);
+    s.n_tokens = min(1 << p.tokens_log2, n_tokens - token);
     s.position = __shfl_sync(~0u, c.mine.length, from) - n_tokens + token; /* (M2) */
     s.block = p.n_init + page;
     s.n_pages = (int)min((unsigned)(n_pages - page), end - at);
     at += s.n_pages;
     return s;
+}
+
+/* Where column `column` of a segment's tile keeps its numbers; NULL: no such row. */
+__device__ __forceinline__ unsigned *row_orders(const decode_select &p, const DecodeSegment &s,
+                                                int column)
+{
+    int token = column >> p.groups_log2, group = column & ((1 << p.groups_log2) - 1);
+    if (token >= s.n_tokens || group >= p.n_groups) return NULL;
+    return p.orders + ((int64_t)(s.first_token + token) * p.n_groups + group) * p.row_blocks;
+}
+
+/* A CTA's part of the line, as one warp sees it. */
+struct DecodePart {
+    DecodeChunk chunk;
+    unsigned share, at, end; /* `at`: behind the first segment */
+    DecodeSegment first;
+};
+
+__device__ __forceinline__ DecodePart load_part(const decode_select &p, int lane)
+{
+    DecodePart part;
+    unsigned n_pages;
+    part.chunk = load_line(p, lane, &part.share, &n_pages);
+    part.at = blockIdx.x * part.share;
+    part.end = min(n_pages, part.at + part.share);
+    part.first = next_segment(p, part.chunk, part.at, part.end, lane);
+    return part;
+}
+
+/* The lengths that `part` was made of are still the same. */
+__device__ __forceinline__ bool is_current(const decode_select &p, const DecodePart &part, int lane)
+{
+    if (p.n_seqs > 32) return false;
+    DecodeSequence s = load_sequence(p, lane), old = part.chunk.mine;
+    return __all_sync(~0u, s.n_tokens == old.n_tokens && s.length == old.length &&
+                               s.first_token == old.first_token);
 }
 
 #endif
