@@ -1,8 +1,8 @@
 /* attend for decode: a cluster of CTAs per row (token, group), each with its share of the row's
  * blocks, (M10)-(M13).
  *
- * A producer warp loads K and V tiles into a ring. Eight warps compute: S = Q K^T with 16 keys a
- * warp and the group's heads as the 16 rows of mma.m16n8k16, a block's softmax weights through
+ * K and V tiles come through a ring. Eight warps compute: S = Q K^T with 16 keys a warp and the
+ * group's heads as the 16 rows of mma.m16n8k16, weights relative to each warp's own maximum through
  * shared memory, then O = P V with 16 columns of D a warp. Every block has its own (M, l, O); they
  * are merged along a binary tree over the K places of the row, (M12), inside a CTA as blocks come,
  * between CTAs by stores into the shared memory of the CTA that owns the head. The tree does not
@@ -17,15 +17,12 @@
 enum {
     BLOCK = 128,
     HEADS = 16, /* rows of an mma: G heads, then zeros */
-    THREADS = 288,
-    CONSUMERS = 256,
+    THREADS = 256,
     MAX_CLUSTER = 16,
-    MAX_PLACES = 16, /* of a CTA */
+    MAX_PLACES = 8, /* of a CTA */
     MAX_RING = 4,
     P_PITCH = BLOCK * 2 + 16, /* bytes; rows fall into different banks */
     PART_PITCH = 8 + 2,       /* warps, likewise */
-    INFO_BARRIER = 1,
-    BLOCK_BARRIER = 2
 };
 
 typedef struct decode_attend {
@@ -61,8 +58,8 @@ template <int D, int BYTES> struct AttendSmem {
      * c * HEADS / cluster. */
     float o[HEADS][D];
     float2 ml[HEADS];
-    int n_blocks, position, ids[MAX_PLACES];
-    uint64_t full[MAX_RING], empty[MAX_RING], arrived;
+    int n_blocks, position, ids[MAX_PLACES], row[MAX_PLACES], page[MAX_PLACES];
+    uint64_t full[MAX_RING], arrived;
 };
 
 /* Where byte `offset` of a tile of rows of at most 128 bytes lies: 16-byte chunks change places
@@ -72,11 +69,24 @@ template <int ROW_BYTES> __device__ __forceinline__ uint32_t tile_offset(uint32_
     return ROW_BYTES < 128 ? offset : offset ^ (((offset >> 7) & 7) << 4);
 }
 
-/* ---- producer ---------------------------------------------------------------------------------
+/* ---- loads ------------------------------------------------------------------------------------
  */
 
-/* The sequence of a query token; every lane returns it. */
-__device__ __forceinline__ int find_sequence_warp(const decode_attend &p, int token, int lane)
+/* The sequence of a query token and where the token ends before; every lane returns it. */
+struct QuerySequence {
+    int seq, first_row, length, end; /* first_row: of packed keys */
+};
+
+__device__ __forceinline__ QuerySequence load_sequence(const decode_attend &p, int seq)
+{
+    QuerySequence s = {seq, 0, 0, __ldcg(p.cu_q + seq + 1)};
+    if (p.cu_k) s.first_row = __ldcg(p.cu_k + seq);
+    s.length = p.kv_lens ? __ldcg(p.kv_lens + seq) : __ldcg(p.cu_k + seq + 1) - s.first_row;
+    return s;
+}
+
+__device__ __forceinline__ QuerySequence find_sequence_warp(const decode_attend &p, int token,
+                                                            int lane)
 {
     int seq = 0; /* sequences that end at or before the token, all before the one sought */
     for (int base = 0; base < p.n_seqs; base += 32) {
@@ -85,52 +95,51 @@ __device__ __forceinline__ int find_sequence_warp(const decode_attend &p, int to
         seq += __popc(before);
         if (before != ~0u) break;
     }
-    return seq;
+    return load_sequence(p, min(seq, p.n_seqs - 1));
 }
 
+/* One warp: the CTA's blocks, and where their keys lie. `guess` comes from before the wait for the
+ * previous kernel and may be stale: it only decides which loads are made together. */
 template <int D, int BYTES>
-__device__ __forceinline__ void load_tile(AttendSmem<D, BYTES> &sm, unsigned char *ring, int stage,
-                                          const CUtensorMap *map, int row, int head, int page)
+__device__ __forceinline__ void find_blocks(AttendSmem<D, BYTES> &sm, const decode_attend &p,
+                                            const QuerySequence &guess)
 {
-    using Config = AttendConfig<D, BYTES>;
-    uint32_t bar = smem_u32(&sm.full[stage]);
-    uint32_t dst = smem_u32(ring) + stage * Config::TILE_BYTES;
-    mbarrier_arrive_expect_tx(bar, Config::TILE_BYTES);
-    for (int box = 0; box < Config::ROW_BYTES / Config::BOX_BYTES; box++) {
-        tma_load_4d(dst + box * BLOCK * Config::BOX_BYTES, map, bar, box * 64, row, head, page);
-    }
-}
-
-/* Finds the CTA's blocks, tells the consumers, loads K and V of each. */
-template <int D, int BYTES>
-__device__ __forceinline__ void produce(AttendSmem<D, BYTES> &sm, unsigned char *ring,
-                                        const CUtensorMap *map_k, const CUtensorMap *map_v,
-                                        const decode_attend &p)
-{
-    int lane = threadIdx.x & 31, rank = blockIdx.x, group = blockIdx.y, token = blockIdx.z;
-    int place = rank * p.n_places + lane, id = -1;
+    int lane = threadIdx.x & 31, token = blockIdx.z, place = blockIdx.x * p.n_places + lane,
+        id = -1;
     if (lane < p.n_places && place < p.topk)
-        id = __ldcg(p.blocks + token * p.blocks_token + group * p.blocks_group + place);
-    int seq = find_sequence_warp(p, token, lane);
+        id = __ldcg(p.blocks + token * p.blocks_token + blockIdx.y * p.blocks_group + place);
+    int first = __ldcg(p.cu_q + guess.seq);
+    QuerySequence s = load_sequence(p, guess.seq);
+    if (first > token || s.end <= token) s = find_sequence_warp(p, token, lane);
     int n_blocks = __popc(__ballot_sync(~0u, id >= 0));
     int row = 0, page = 0;
     if (p.page_table) {
-        if (id >= 0) page = __ldcg(p.page_table + seq * p.table_stride + id);
+        if (id >= 0) page = __ldcg(p.page_table + s.seq * p.table_stride + id);
     } else {
-        row = __ldcg(p.cu_k + seq) + id * BLOCK;
+        row = s.first_row + id * BLOCK;
     }
-    int length =
-        p.kv_lens ? __ldcg(p.kv_lens + seq) : __ldcg(p.cu_k + seq + 1) - __ldcg(p.cu_k + seq);
-    int end = __ldcg(p.cu_q + seq + 1);
-    if (lane < MAX_PLACES) sm.ids[lane] = id;
-    if (lane == 0) sm.n_blocks = n_blocks, sm.position = length - (end - token); /* (M2) */
-    named_barrier_arrive(INFO_BARRIER, THREADS);
-    for (int x = 0; x < 2 * n_blocks; x++) { /* K and V in turns */
-        int stage = x % p.ring;
-        int r = __shfl_sync(~0u, row, x / 2), pg = __shfl_sync(~0u, page, x / 2);
-        if (x >= p.ring) mbarrier_wait(smem_u32(&sm.empty[stage]), (x / p.ring & 1) ^ 1);
-        if (lane == 0) load_tile(sm, ring, stage, x % 2 ? map_v : map_k, r, group, pg);
-        __syncwarp();
+    if (lane < MAX_PLACES) sm.ids[lane] = id, sm.row[lane] = row, sm.page[lane] = page;
+    if (lane == 0) sm.n_blocks = n_blocks, sm.position = s.length - (s.end - token); /* (M2) */
+    __syncwarp();
+}
+
+/* One thread: tiles from..to-1 of K0 V0 K1 V1 …, each into its stage of the ring. */
+template <int D, int BYTES>
+__device__ __forceinline__ void load_tiles(AttendSmem<D, BYTES> &sm, unsigned char *ring,
+                                           const CUtensorMap *map_k, const CUtensorMap *map_v,
+                                           const decode_attend &p, int from, int to)
+{
+    using Config = AttendConfig<D, BYTES>;
+    for (int tile = from; tile < min(to, 2 * sm.n_blocks); tile++) {
+        int stage = tile % p.ring, row = sm.row[tile / 2], page = sm.page[tile / 2];
+        const CUtensorMap *map = tile % 2 ? map_v : map_k;
+        uint32_t bar = smem_u32(&sm.full[stage]);
+        uint32_t dst = smem_u32(ring) + stage * Config::TILE_BYTES;
+        mbarrier_arrive_expect_tx(bar, Config::TILE_BYTES);
+        for (int box = 0; box < Config::ROW_BYTES / Config::BOX_BYTES; box++) {
+            tma_load_4d(dst + box * BLOCK * Config::BOX_BYTES, map, bar, box * 64, row, blockIdx.y,
+                        page);
+        }
     }
 }
 
@@ -188,12 +197,14 @@ __device__ __forceinline__ uint32_t bf16_of_e4m3(uint32_t two)
     return pack_bf16(f.x, f.y);
 }
 
-/* The group's queries as 16 rows. Eight-bit keys come as 4 neighbours per lane, which stand for
- * k = 2i, 2i+1, 2i+8, 2i+9 of a step of 16: the queries change places likewise. */
+/* By all warps but the first: the group's queries as 16 rows. Eight-bit keys come as 4 neighbours
+ * per lane, which stand for k = 2i, 2i+1, 2i+8, 2i+9 of a step of 16: the queries change places
+ * likewise. */
 template <int D, int BYTES>
 __device__ __forceinline__ void load_queries(AttendSmem<D, BYTES> &sm, const decode_attend &p)
 {
-    for (int i = threadIdx.x; i < HEADS * D / 8; i += CONSUMERS) {
+#pragma unroll 1
+    for (int i = threadIdx.x - 32; i < HEADS * D / 8; i += THREADS - 32) {
         int head = i / (D / 8), chunk = i % (D / 8);
         uint32_t x[4] = {0, 0, 0, 0};
         if (head < p.group_heads) {
@@ -237,8 +248,8 @@ __device__ __forceinline__ void score_block(float (&s)[2][4], const unsigned cha
                 b[2 * j] = bf16_of_e4m3(x & 0xffff), b[2 * j + 1] = bf16_of_e4m3(x >> 16);
             }
         }
-        mma_m16n8k16(i % 2 ? odd[0] : s[0], a, b[0], b[1]);
-        mma_m16n8k16(i % 2 ? odd[1] : s[1], a, b[2], b[3]);
+        mma_m16n8k16(D > 64 && i % 2 ? odd[0] : s[0], a, b[0], b[1]);
+        mma_m16n8k16(D > 64 && i % 2 ? odd[1] : s[1], a, b[2], b[3]);
     }
 #pragma unroll
     for (int i = 0; i < 2; i++)
@@ -252,7 +263,8 @@ __device__ __forceinline__ void clear_hidden_rows(unsigned char *v, int limit)
 {
     using Config = AttendConfig<D, BYTES>;
     constexpr int CHUNKS = Config::BOX_BYTES / 16, BOXES = Config::ROW_BYTES / Config::BOX_BYTES;
-    for (int i = threadIdx.x; i < BLOCK * CHUNKS * BOXES; i += CONSUMERS) {
+#pragma unroll 1
+    for (int i = threadIdx.x; i < BLOCK * CHUNKS * BOXES; i += THREADS) {
         int box = i / (BLOCK * CHUNKS), row = i / CHUNKS % BLOCK, chunk = i % CHUNKS;
         if (row > limit)
             *(uint4 *)(v + box * (BLOCK * 128) +
@@ -303,20 +315,21 @@ __device__ __forceinline__ void add_values(float (&o)[2][4], const unsigned char
     }
 }
 
-/* One block into `x`, relative to the block's maximum. limit: last visible key. */
+/* Block `place` of the CTA into `x`, relative to the block's maximum. */
 template <int D, int BYTES>
-__device__ __forceinline__ void attend_block(AttendSmem<D, BYTES> &sm, Partial &x,
-                                             const decode_attend &p, unsigned char *k,
-                                             unsigned char *v, int tile, int limit)
+__device__ __forceinline__ void
+attend_block(AttendSmem<D, BYTES> &sm, Partial &x, unsigned char *ring, const CUtensorMap *map_k,
+             const CUtensorMap *map_v, const decode_attend &p, int place)
 {
+    constexpr int TILE_BYTES = AttendConfig<D, BYTES>::TILE_BYTES;
+    int tile = 2 * place, limit = sm.position - sm.ids[place] * BLOCK; /* last visible key */
     int lane = threadIdx.x & 31, warp = threadIdx.x / 32, row = lane / 4, buffer = tile / 2 % 2;
     int k_stage = tile % p.ring, v_stage = (tile + 1) % p.ring;
+    unsigned char *k = ring + k_stage * TILE_BYTES, *v = ring + v_stage * TILE_BYTES;
     uint32_t v_full = smem_u32(&sm.full[v_stage]), v_parity = (tile + 1) / p.ring & 1;
     float s[2][4] = {};
     mbarrier_wait(smem_u32(&sm.full[k_stage]), tile / p.ring & 1);
     score_block<D, BYTES>(s, sm.q, k);
-    __syncwarp();
-    if (lane == 0) mbarrier_arrive(smem_u32(&sm.empty[k_stage]));
     if (limit < BLOCK - 1) {
 #pragma unroll
         for (int i = 0; i < 2; i++)
@@ -344,7 +357,10 @@ __device__ __forceinline__ void attend_block(AttendSmem<D, BYTES> &sm, Partial &
         l += __shfl_xor_sync(~0u, l, 2);
         if (lane % 4 == 0) sm.part[buffer][row + 8 * r][warp] = make_float2(m, l);
     }
-    named_barrier_sync(BLOCK_BARRIER, CONSUMERS);
+    __syncthreads();
+    /* All warps are done with this block's K and the last one's V: fill their stages again. */
+    if (threadIdx.x == 0 && p.n_places > 1)
+        load_tiles(sm, ring, map_k, map_v, p, max(tile - 1, 0) + p.ring, tile + 1 + p.ring);
     float factor[2][8];
 #pragma unroll
     for (int r = 0; r < 2; r++) {
@@ -367,14 +383,12 @@ __device__ __forceinline__ void attend_block(AttendSmem<D, BYTES> &sm, Partial &
     for (int i = 0; i < 4; i++) x.o[0][i] = x.o[1][i] = 0;
     mbarrier_wait(v_full, v_parity);
     if (warp < D / 16) add_values<D, BYTES>(x.o, sm.p[buffer], v, factor);
-    __syncwarp();
-    if (lane == 0) mbarrier_arrive(smem_u32(&sm.empty[v_stage]));
 }
 
 /* Finished left halves of the tree, one per level. The four lanes of a quad hold the same rows, so
  * lane l of a quad keeps (M, l) of level l for all of them. */
 struct Stack {
-    float m[2], l[2], o[4][2][4];
+    float m[2], l[2], o[3][2][4];
 };
 
 /* Place `place` is done: merge it with its finished neighbours, as far as the tree says. */
@@ -382,7 +396,7 @@ __device__ __forceinline__ void merge_tree(Stack &stack, Partial &x, int place)
 {
     int lane = threadIdx.x & 31, merging = 1;
 #pragma unroll
-    for (int level = 0; level < 4; level++) {
+    for (int level = 0; level < 3; level++) {
         if (!merging) continue;
         merging = place >> level & 1;
         if (merging) {
@@ -445,7 +459,7 @@ __device__ __forceinline__ void finish_heads(AttendSmem<D, BYTES> &sm, const dec
                                              int rank)
 {
     constexpr int SHARE = HEADS / CLUSTER;
-    for (int i = threadIdx.x; i < SHARE * D; i += CONSUMERS) {
+    for (int i = threadIdx.x; i < SHARE * D; i += THREADS) {
         int mine = i / D, d = i % D, head = rank * SHARE + mine;
         if (head >= p.group_heads) return;
         float m[CLUSTER], l[CLUSTER], o[CLUSTER];
@@ -486,33 +500,32 @@ __global__ void __launch_bounds__(THREADS, 2)
     int cluster = gridDim.x, rank = blockIdx.x, share = HEADS / cluster;
     int n_heads = max(0, min(share, p.group_heads - rank * share)); /* that this CTA finishes */
     if (threadIdx.x == 0) {
-        for (int i = 0; i < p.ring; i++) {
-            mbarrier_init(smem_u32(&sm.full[i]), 1);
-            mbarrier_init(smem_u32(&sm.empty[i]), CONSUMERS / 32);
-        }
+        for (int i = 0; i < p.ring; i++) mbarrier_init(smem_u32(&sm.full[i]), 1);
         mbarrier_init(smem_u32(&sm.arrived), 1);
         fence_mbarrier_init();
         mbarrier_arrive_expect_tx(smem_u32(&sm.arrived), cluster * n_heads * (D * 4 + 8));
         prefetch_tensor_map(&map_k);
         prefetch_tensor_map(&map_v);
     }
+    QuerySequence guess = {0, 0, 0, 0};
+    if (threadIdx.x < 32) guess = find_sequence_warp(p, blockIdx.z, threadIdx.x);
     cluster_sync();
+    launch_dependents();
     wait_prior_grid();
-    if (threadIdx.x >= CONSUMERS) {
-        produce(sm, ring, &map_k, &map_v, p);
-        return;
+    if (threadIdx.x < 32) {
+        find_blocks(sm, p, guess);
+        if (threadIdx.x == 0) load_tiles(sm, ring, &map_k, &map_v, p, 0, p.ring);
+    } else {
+        load_queries(sm, p);
     }
-    load_queries(sm, p);
-    named_barrier_sync(INFO_BARRIER, THREADS);
+    __syncthreads();
     Stack stack;
     Partial x;
     int n_blocks = sm.n_blocks;
+#pragma unroll 1
     for (int place = 0; place < p.n_places; place++) {
         if (place < n_blocks) {
-            int tile = 2 * place, limit = sm.position - sm.ids[place] * BLOCK;
-            attend_block(sm, x, p, ring + tile % p.ring * Config::TILE_BYTES,
-                         ring + (tile + 1) % p.ring * Config::TILE_BYTES, tile, limit);
-            if (place + 1 == n_blocks && threadIdx.x == 0) launch_dependents();
+            attend_block(sm, x, ring, &map_k, &map_v, p, place);
         } else {
             clear(x);
         }
@@ -579,17 +592,17 @@ typedef struct attend_shape {
     int cluster, n_places, ring;
 } attend_shape;
 
-/* Few rows: many CTAs a row, each with its tiles in flight at once. Many rows: one CTA each. */
+/* Few rows: many CTAs a row, each with its tiles in flight at once, in one wave. Many rows: as few
+ * CTAs each as hold its places, with tiles ahead. */
 static attend_shape choose_shape(const msa_context *ctx, const msa_attend_args *args)
 {
     int64_t n_rows = args->q.shape[0] * args->blocks.shape[1];
     int places = 1, cluster = 1;
     while (places < args->blocks.shape[2]) places *= 2;
     while (cluster < MAX_CLUSTER && cluster < places &&
-           (places / cluster > MAX_PLACES || n_rows * cluster < 2 * cuda_state(ctx)->n_sms))
+           (places / cluster > MAX_PLACES || n_rows * cluster * 2 <= cuda_state(ctx)->n_sms))
         cluster *= 2;
-    attend_shape shape = {cluster, places / cluster, 2 * places / cluster};
-    if (shape.ring > 3) shape.ring = 3;
+    attend_shape shape = {cluster, places / cluster, places == cluster ? 2 : 3};
     return shape;
 }
 

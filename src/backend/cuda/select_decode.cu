@@ -386,11 +386,6 @@ static void choose_scan_shape(const msa_context *ctx, int page_bytes, decode_sel
     p->n_ctas = cuda_state(ctx)->n_sms;
     p->stages = 131072 / page_bytes < MAX_STAGES ? 131072 / page_bytes : MAX_STAGES;
     p->prefetch = 0;
-#ifdef MSA_LAB
-    if (getenv("CTAS")) p->n_ctas *= atoi(getenv("CTAS"));
-    if (getenv("STAGES")) p->stages = atoi(getenv("STAGES"));
-    if (getenv("PREFETCH")) p->prefetch = atoi(getenv("PREFETCH"));
-#endif
 }
 
 template <int DIM, int COLUMNS, int KEY_BYTES>
