@@ -39,14 +39,15 @@ __global__ void __launch_bounds__(FILL_THREADS)
         args.topk > n_forced ? max(0, n_visible - n_forced) : 0;
 }
 
-typedef enum select_path { GENERIC, PREFILL, DECODE, PREFILL8 } select_path;
+typedef enum select_path { GENERIC, PREFILL, DECODE, PREFILL8, DECODE8 } select_path;
 
 static select_path choose_path(const msa_context *ctx, const msa_select_args *args)
 {
     if (!hopper_can(args)) return GENERIC;
-    if (!args->block_scores.data && cuda_select_decode_fits(ctx, args)) return DECODE;
-    if (args->index8.keys.n_dims && cuda_select8_prefill_fits(ctx, args)) return PREFILL8;
-    return PREFILL;
+    int copy = args->index8.keys.n_dims != 0;
+    if (!args->block_scores.data && cuda_select_decode_fits(ctx, args))
+        return copy && cuda_select8_decode_fits(ctx, args) ? DECODE8 : DECODE;
+    return copy && cuda_select8_prefill_fits(ctx, args) ? PREFILL8 : PREFILL;
 }
 
 static size_t larger(size_t a, size_t b)
@@ -61,6 +62,7 @@ size_t cuda_select_workspace(const msa_context *ctx, const msa_select_args *args
     bytes = larger(bytes, cuda_select_prefill_workspace(ctx, args));
     bytes = larger(bytes, cuda_select_decode_workspace(ctx, args));
     if (!args->index8.keys.n_dims) return bytes;
+    bytes = larger(bytes, cuda_select8_decode_workspace(ctx, args));
     return larger(bytes, cuda_select8_prefill_workspace(ctx, args));
 }
 
@@ -70,7 +72,7 @@ msa_status cuda_select(msa_context *ctx, const msa_select_args *args, void *work
     if (n_rows == 0) return MSA_OK;
     MSA_CUDA_TRY("select", cudaSetDevice(cuda_state(ctx)->device));
     select_path path = choose_path(ctx, args);
-    if (args->n_rescored.data && path != PREFILL8) {
+    if (args->n_rescored.data && path != PREFILL8 && path != DECODE8) {
         count_competing_kernel<<<(unsigned)((n_rows + FILL_THREADS - 1) / FILL_THREADS),
                                  FILL_THREADS, 0, cuda_stream(ctx)>>>(*args);
     }
@@ -90,6 +92,9 @@ msa_status cuda_select(msa_context *ctx, const msa_select_args *args, void *work
         break;
     case PREFILL8:
         MSA_TRY(cuda_select8_prefill(ctx, args, workspace));
+        break;
+    case DECODE8:
+        MSA_TRY(cuda_select8_decode(ctx, args, workspace));
         break;
     }
     return args->index_lse.data ? cuda_select_lse(ctx, args) : MSA_OK;

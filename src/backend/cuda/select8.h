@@ -9,4 +9,9 @@ int cuda_select8_prefill_fits(const msa_context *ctx, const msa_select_args *arg
 size_t cuda_select8_prefill_workspace(const msa_context *ctx, const msa_select_args *args);
 msa_status cuda_select8_prefill(msa_context *ctx, const msa_select_args *args, void *workspace);
 
+/* Few query tokens a sequence, over long contexts. */
+int cuda_select8_decode_fits(const msa_context *ctx, const msa_select_args *args);
+size_t cuda_select8_decode_workspace(const msa_context *ctx, const msa_select_args *args);
+msa_status cuda_select8_decode(msa_context *ctx, const msa_select_args *args, void *workspace);
+
 #endif

@@ -10,7 +10,7 @@
 
 #include <limits.h>
 
-enum { CHOOSE_THREADS = 512, HELD = 16, HEADS = 64, ROOM = 2048, MAX_TOPK = 64 };
+enum { CHOOSE_THREADS = 512, HELD = 16, HEADS = 64, ROOM = 1024, MAX_TOPK = 64 };
 
 struct ChooseSmem {
     alignas(16) u64 heads[HEADS];

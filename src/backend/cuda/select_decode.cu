@@ -338,13 +338,6 @@ __global__ void __launch_bounds__(SCAN_THREADS, 1)
 /* ---- launch -----------------------------------------------------------------------------------
  */
 
-static int log2_ceil(int64_t x)
-{
-    int log2 = 0;
-    while (((int64_t)1 << log2) < x) log2++;
-    return log2;
-}
-
 /* Columns of a tile: enough for the average sequence; longer ones take several tiles. */
 static int tile_columns(const msa_select_args *args)
 {

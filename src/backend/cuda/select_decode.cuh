@@ -34,6 +34,13 @@ typedef struct decode_select {
     int64_t blocks_token, blocks_group;
 } decode_select;
 
+static inline int log2_ceil(int64_t x)
+{
+    int log2 = 0;
+    while (((int64_t)1 << log2) < x) log2++;
+    return log2;
+}
+
 /* All but the orders; tiles of 1 << columns_log2 columns. */
 decode_select cuda_select_decode_line(const msa_context *ctx, const msa_select_args *args,
                                       int columns_log2);
