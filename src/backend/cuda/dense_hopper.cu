@@ -372,6 +372,7 @@ static size_t lay_out(const msa_context *ctx, const msa_dense_attend_args *args,
     work->tile_tokens = DENSE_ROWS / work->n_group;
     int64_t n_sms = cuda_state(ctx)->n_sms;
     work->max_splits = (int32_t)(n_sms > work->n_kv_heads ? n_sms / work->n_kv_heads : 1);
+    work->alone = n_seqs == 1 && n_tokens <= work->tile_tokens;
     int64_t n_row_tiles = n_tokens / work->tile_tokens + n_seqs;
     int64_t n_items = n_row_tiles + (n_tokens < n_seqs ? n_tokens : n_seqs) * work->max_splits;
     /* A sequence of c row tiles is cut into at most max_splits / c parts. */
@@ -458,7 +459,7 @@ msa_status cuda_dense_hopper(msa_context *ctx, const msa_dense_attend_args *args
     MSA_TRY(cuda_tensor_map(ctx, "dense_attend", &args->q, q_box, &maps[0]));
     MSA_TRY(map_lane(ctx, kv, &kv->k, (uint32_t)kernel_args.box_rows, &maps[1]));
     MSA_TRY(map_lane(ctx, kv, &kv->v, (uint32_t)kernel_args.box_rows, &maps[2]));
-    MSA_TRY(cuda_dense_schedule(ctx, work));
+    if (!work->alone) MSA_TRY(cuda_dense_schedule(ctx, work));
     auto launch_shape = dim == 128 ? (fp8 ? launch<128, true> : launch<128, false>)
                                    : (fp8 ? launch<64, true> : launch<64, false>);
     MSA_TRY(launch_shape(ctx, maps, &kernel_args));

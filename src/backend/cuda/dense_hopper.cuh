@@ -41,6 +41,8 @@ typedef struct dense_work {
     dense_batch batch;
     int32_t n_kv_heads, n_group, tile_tokens;
     int32_t max_splits;
+    int32_t alone; /* one sequence, one row tile: split s of head h is CTA s * Hkv + h, there is no
+                      list */
     dense_counts *counts;
     dense_item *items;
     dense_cut *cuts;
@@ -68,6 +70,55 @@ static __device__ __forceinline__ dense_walk dense_walk_of(const dense_batch &ba
 static __device__ __forceinline__ int dense_walk_tile(const dense_walk &walk, int i)
 {
     return i < walk.n_window ? walk.newest - i : walk.n_sinks - 1 - (i - walk.n_window);
+}
+
+/* Item i of the sequence's n_row_tiles * n_splits; false where its split is empty. */
+static __device__ __forceinline__ bool dense_make_item(const dense_work &work, int seq,
+                                                       int first_token, int n_tokens, int n_splits,
+                                                       int i, dense_item *item, int *n_used)
+{
+    int tile = i / n_splits, split = i % n_splits;
+    int from = tile * work.tile_tokens;
+    item->seq = seq;
+    item->token = first_token + from;
+    item->n_tokens = min(work.tile_tokens, n_tokens - from);
+    item->position = dense_kv_length(work.batch, seq) - n_tokens + from; /* (M2) */
+    dense_walk walk = dense_walk_of(work.batch, item->position, item->n_tokens);
+    int total = walk.n_window + walk.n_sinks;
+    int chunk = max(DENSE_MIN_TILES, (total + n_splits - 1) / n_splits);
+    *n_used = (total + chunk - 1) / chunk;
+    item->first = split * chunk;
+    item->n_tiles = min(chunk, total - item->first);
+    item->partial = -1;
+    item->partial_step = n_splits;
+    return item->n_tiles > 0;
+}
+
+/* Place of the partial of a split of the sequence's token `token`, from the sequence's first place.
+ */
+static __device__ __forceinline__ int dense_partial(int base, const dense_item &item, int token,
+                                                    int split)
+{
+    return base + token * item.partial_step + split;
+}
+
+/* Split i of the only row tile of the only sequence; false: it is empty. The first one of the first
+ * head tells the merge. */
+static __device__ __forceinline__ bool dense_lone_item(const dense_work &work, int i, int head,
+                                                       dense_item *item)
+{
+    int first_token = work.batch.cu_seqlens_q[0], n_used = 0;
+    int n_tokens = work.batch.cu_seqlens_q[1] - first_token;
+    bool found = n_tokens > 0 &&
+                 dense_make_item(work, 0, first_token, n_tokens, work.max_splits, i, item, &n_used);
+    if (n_used > 1) item->partial = dense_partial(0, *item, 0, i);
+    if (i > 0 || head > 0) return found;
+    if (threadIdx.x % 32 == 0) work.counts->n_cuts = n_used > 1 ? n_tokens : 0;
+    for (int t = threadIdx.x % 32; t < n_tokens && n_used > 1; t += 32) {
+        dense_cut cut = {first_token + t, dense_partial(0, *item, t, 0), n_used, 0};
+        work.cuts[t] = cut;
+    }
+    return found;
 }
 
 /* Launch that may begin before the kernels ahead of it end: the kernel calls wait_prior_grid. */

@@ -62,7 +62,7 @@ static __device__ void produce(hopper_shared<D, FP8> &sm, const hopper_args &arg
     typedef hopper_shape<D, FP8> shape;
     const dense_work &work = args.work;
     int lane = threadIdx.x % 32, n_heads = work.n_kv_heads;
-    int n_items = work.counts->n_items * n_heads;
+    int n_items = (work.alone ? work.max_splits : work.counts->n_items) * n_heads;
     ring_cursor<FP8 ? shape::RAW_SLOTS : shape::SLOTS> to;
     auto load = [&](const CUtensorMap *map, box_place place, int head, bool unclean) {
         uint32_t empty = smem_u32(FP8 ? &sm.raw_empty[to.slot] : &sm.empty[to.slot]);
@@ -79,17 +79,23 @@ static __device__ void produce(hopper_shared<D, FP8> &sm, const hopper_args &arg
         int slot = turn % Q_SLOTS;
         mbarrier_wait(smem_u32(&sm.q_empty[slot]), (turn / Q_SLOTS & 1) ^ 1);
         uint32_t q_full = smem_u32(&sm.q_full[slot]);
-        if (index >= n_items) {
+        dense_item item;
+        bool is_item = index < n_items;
+        if (is_item && work.alone) {
+            is_item = dense_lone_item(work, index / n_heads, index % n_heads, &item);
+        } else if (is_item) {
+            item = work.items[index / n_heads];
+        }
+        if (!is_item) {
             if (lane == 0) {
                 sm.item[slot].n_tiles = 0;
                 mbarrier_arrive(q_full);
             }
             return;
         }
-        dense_item item = work.items[index / n_heads];
-        int head = index % n_heads, next = 0;
+        int head = index % n_heads, next = index + (int)gridDim.x;
         if (lane == 0) {
-            next = (int)gridDim.x + atomicAdd(&work.counts->next, 1);
+            if (!work.alone) next = (int)gridDim.x + atomicAdd(&work.counts->next, 1);
             sm.item[slot] = item;
             sm.head[slot] = head;
             sm.spoiled[slot] = 0;

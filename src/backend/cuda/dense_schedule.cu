@@ -15,37 +15,16 @@ static __device__ int cost_class(int n_tiles)
     return CLASSES - 1 - ((__float_as_int((float)n_tiles) - 0x3f800000) >> 18);
 }
 
-/* Item i of the sequence's n_row_tiles * n_splits; false where its split is empty. */
-static __device__ bool make_item(const dense_work &work, int seq, int first_token, int n_tokens,
-                                 int n_splits, int i, dense_item *item, int *n_used)
-{
-    int tile = i / n_splits, split = i % n_splits;
-    int from = tile * work.tile_tokens;
-    item->seq = seq;
-    item->token = first_token + from;
-    item->n_tokens = min(work.tile_tokens, n_tokens - from);
-    item->position = dense_kv_length(work.batch, seq) - n_tokens + from; /* (M2) */
-    dense_walk walk = dense_walk_of(work.batch, item->position, item->n_tokens);
-    int total = walk.n_window + walk.n_sinks;
-    int chunk = max(DENSE_MIN_TILES, (total + n_splits - 1) / n_splits);
-    *n_used = (total + chunk - 1) / chunk;
-    item->first = split * chunk;
-    item->n_tiles = min(chunk, total - item->first);
-    item->partial = -1;
-    item->partial_step = n_splits;
-    return item->n_tiles > 0;
-}
-
 /* Where the partials of an item's tokens go; its first split tells the merge. */
 static __device__ void place_partials(const dense_work &work, dense_item *item, int base,
                                       int first_token, int split, int n_used)
 {
     int from = item->token - first_token;
-    item->partial = base + from * item->partial_step + split;
+    item->partial = dense_partial(base, *item, from, split);
     if (split != 0) return;
     int place = atomicAdd(&work.counts->n_cuts, item->n_tokens);
     for (int t = 0; t < item->n_tokens; t++) {
-        dense_cut cut = {item->token + t, base + (from + t) * item->partial_step, n_used, 0};
+        dense_cut cut = {item->token + t, dense_partial(base, *item, from + t, 0), n_used, 0};
         work.cuts[place + t] = cut;
     }
 }
@@ -73,7 +52,8 @@ static __device__ void visit_items(const dense_work &work, int *class_place, int
         for (int i = part * 32 + lane; i < n_row_tiles * n_splits; i += step) {
             dense_item item;
             int n_used;
-            if (!make_item(work, seq, first_token, n_tokens, n_splits, i, &item, &n_used)) continue;
+            if (!dense_make_item(work, seq, first_token, n_tokens, n_splits, i, &item, &n_used))
+                continue;
             int place = atomicAdd(&class_place[cost_class(item.n_tiles)], 1);
             if (!PLACE) continue;
             if (n_used > 1) {
