@@ -32,8 +32,8 @@ typedef struct dense_cut {
 typedef struct dense_counts {
     int32_t n_items; /* per KV head */
     int32_t n_cuts;
-    int32_t next; /* items taken, all heads */
-    int32_t n_partials;
+    int32_t next;     /* items taken, all heads */
+    int32_t n_loaded; /* items whose tiles have all been asked for */
 } dense_counts;
 
 /* Sizes and addresses that host and device agree on. */

@@ -52,6 +52,17 @@ static __device__ __forceinline__ void load_tile(const hopper_args &args, const 
     }
 }
 
+/* CTAs begin long items together, a wave after the other: they walk the same tiles, and only while
+ * they are close does the L2 hold them for all. Who has waited for a millisecond goes on alone, so
+ * nothing depends on all CTAs being resident. */
+enum { LONG_TILES = 2048, WAVE_NAPS = 2048, NAP_NS = 500 };
+
+static __device__ __forceinline__ void await_wave(const dense_work &work, int before)
+{
+    for (int i = 0; i < WAVE_NAPS && *(volatile int32_t *)&work.counts->n_loaded < before; i++)
+        __nanosleep(NAP_NS);
+}
+
 /* The loading warp: items, their queries, then K0, K1, V0, K2, V1, ... as the consumers want them.
  */
 template <int D, bool FP8>
@@ -104,6 +115,10 @@ static __device__ void produce(hopper_shared<D, FP8> &sm, const hopper_args &arg
                 tma_load_3d(smem_u32(sm.q[slot]) + half * HALF_BYTES, map_q, q_full, 64 * half,
                             head * work.n_group, item.token);
         }
+        if (D == 128 && item.n_tiles >= LONG_TILES) { /* D 64 is not bound by the L2 */
+            if (lane == 0) await_wave(work, index / (int)gridDim.x * (int)gridDim.x);
+            __syncwarp();
+        }
         int n_keys = dense_kv_length(work.batch, item.seq);
         dense_walk walk = dense_walk_of(work.batch, item.position, item.n_tokens);
         auto tile_of = [&](int i) { return dense_walk_tile(walk, item.first + i); };
@@ -119,6 +134,7 @@ static __device__ void produce(hopper_shared<D, FP8> &sm, const hopper_args &arg
             place = next_place;
         }
         load(map_v, place, head, is_edge(work.batch, item, tile));
+        if (D == 128 && !work.alone && lane == 0) atomicAdd(&work.counts->n_loaded, 1);
         index = __shfl_sync(~0u, next, 0);
     }
 }

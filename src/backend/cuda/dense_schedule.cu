@@ -91,6 +91,7 @@ static __global__ void __launch_bounds__(THREADS)
         n_partials = 0;
         work.counts->n_cuts = 0;
         work.counts->next = 0;
+        work.counts->n_loaded = 0;
     }
     __syncthreads();
     visit_items<false>(work, class_place, NULL);
