@@ -1,17 +1,25 @@
 /* See gradient_product.h.
  *
- * On the tensor cores a CTA of eight warps computes 128 x 128 of c, 64 of k at a time, three steps
- * in flight; a warp has 64 x 32. An operand with k contiguous lies in shared memory as rows of 64
- * k, one with k across as 64 rows of 128, and its fragments are read across them. What is not bf16,
- * or not aligned for that, goes through plain f32 products.
+ * On the tensor cores a CTA of two warpgroups computes 128 rows x 128 or 256 columns of c, 64 of k
+ * at a time. A tile lies in shared memory as wgmma reads it: an operand with k contiguous as rows
+ * of 64 k, one with k across as atoms of 64 rows, each with its 64 k one behind the other. What is
+ * not bf16, or not aligned for that, goes through plain f32 products.
  */
 #include "backend/cuda/gradient_product.h"
 #include "backend/cuda/elements.cuh"
 #include "backend/cuda/mma_tile.cuh"
 #include "backend/cuda/moe_route.cuh"
 
-enum { TILE = PRODUCT_TILE, DEPTH = 64, STAGES = 3, THREADS = 256, PLAIN = 32 };
-enum { OPERAND_BYTES = TILE * DEPTH * 2, SHARED_BYTES = STAGES * 2 * OPERAND_BYTES };
+enum { TILE = PRODUCT_TILE, DEPTH = 64, THREADS = 256, PLAIN = 32, ATOM_BYTES = 64 * DEPTH * 2 };
+
+/* Columns of a tile. The wide one reads less for a product, the narrow one lets two CTAs share an
+ * SM. A stage is used by the products of one step, and is empty a step later. */
+template <int COLUMNS> struct product_config {
+    static constexpr int STAGES = COLUMNS == 256 ? 4 : 3;
+    static constexpr int CTAS = COLUMNS == 256 ? 1 : 2;
+    static constexpr int STAGE_BYTES = (TILE + COLUMNS) * DEPTH * 2;
+    static constexpr int SHARED_BYTES = STAGES * STAGE_BYTES + 1024; /* tiles begin at 1,024 */
+};
 
 /* What a CTA computes: rows m..m_end of c, columns from n on, summed over k..k_end. */
 typedef struct product_part {
@@ -24,13 +32,13 @@ typedef struct product_part {
 /* The part of this CTA; false: there is none. blockIdx.x counts columns, y rows (all groups' tiles
  * where groups cut m), z groups that cut k, or splits of k. All lanes of a warp call it together.
  */
-static __device__ __forceinline__ bool find_part(const gradient_product &p, int tile, int n_splits,
-                                                 product_part &part)
+static __device__ __forceinline__ bool find_part(const gradient_product &p, int tile, int columns,
+                                                 int n_splits, product_part &part)
 {
     int group = 0;
     part.m = (int64_t)blockIdx.y * tile;
     part.m_end = p.m;
-    part.n = (int64_t)blockIdx.x * tile;
+    part.n = (int64_t)blockIdx.x * columns;
     part.k = 0;
     part.k_end = p.k;
     part.c_dtype = p.c_dtype;
@@ -64,110 +72,150 @@ static __device__ __forceinline__ bool find_part(const gradient_product &p, int 
 /* ---- on the tensor cores ----------------------------------------------------------------------
  */
 
-/* A step of one operand: rows first..end of it, k..k_end of its depth. */
-template <int ACROSS>
-static __device__ __forceinline__ void load_operand(uint32_t tile, const product_matrix &matrix,
-                                                    int64_t first, int64_t end, int64_t k,
-                                                    int64_t k_end)
-{
-    constexpr int CHUNKS = (ACROSS ? TILE : DEPTH) / 8, ROWS = ACROSS ? DEPTH : TILE;
-    const __nv_bfloat16 *base = (const __nv_bfloat16 *)matrix.data;
+/* A thread's copies of one operand: the same places of the tile in every step. */
+template <int ACROSS, int EXTENT> struct operand_copy {
+    static constexpr int CHUNKS = (ACROSS ? EXTENT : DEPTH) / 8;
+    static constexpr int ROWS = THREADS / CHUNKS; /* of the tile's memory, in one round */
+    static constexpr int ROUNDS = (ACROSS ? DEPTH : EXTENT) / ROWS;
+    const __nv_bfloat16 *source; /* of the first round, for k = 0 */
+    int64_t step;
+    uint32_t wanted; /* a bit a round: inside the operand */
+
+    __device__ __forceinline__ operand_copy(const product_matrix &matrix, int64_t first,
+                                            int64_t end)
+    {
+        int row = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
+        step = matrix.step;
+        source = (const __nv_bfloat16 *)matrix.data +
+                 (ACROSS ? first + chunk * 8 + row * step : (first + row) * step + chunk * 8);
+        wanted = 0;
+        for (int i = 0; i < ROUNDS; i++) {
+            int64_t x = ACROSS ? first + chunk * 8 : first + row + i * ROWS;
+            wanted |= (uint32_t)(x < end) << i;
+        }
+    }
+
+    /* k..k + 63; zeros from k_end on. */
+    __device__ __forceinline__ void load(uint32_t tile, int64_t k, int64_t k_end) const
+    {
+        int row = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
+        const __nv_bfloat16 *from = source + (ACROSS ? k * step : k);
+        uint32_t atom = ACROSS ? tile + chunk / 8 * ATOM_BYTES : tile;
 #pragma unroll
-    for (int j = 0; j < ROWS * CHUNKS / THREADS; j++) {
-        int i = threadIdx.x + j * THREADS, row = i / CHUNKS, chunk = i % CHUNKS;
-        int64_t x = ACROSS ? first + chunk * 8 : first + row;
-        int64_t at = ACROSS ? k + row : k + chunk * 8;
-        uint32_t to =
-            ACROSS ? tile_chunk<TILE>(tile, row, chunk) : tile_chunk<DEPTH>(tile, row, chunk);
-        if (x < end && at < k_end) {
-            copy_async_16(to, ACROSS ? base + x + at * matrix.step : base + x * matrix.step + at);
-        } else {
-            store_shared_zero_16(to);
+        for (int i = 0; i < ROUNDS; i++) {
+            int64_t at = ACROSS ? k + row + i * ROWS : k + chunk * 8;
+            uint32_t to = tile_chunk<DEPTH>(atom, row + i * ROWS, chunk % 8);
+            if ((wanted >> i & 1) && at < k_end) {
+                copy_async_16(to, from + i * ROWS * step);
+            } else {
+                store_shared_zero_16(to);
+            }
+        }
+    }
+};
+
+/* The products of one step, 16 of k at a time: 64 rows of a by all columns. */
+template <int COLUMNS, int A_ACROSS, int B_ACROSS>
+static __device__ __forceinline__ void multiply_step(uint32_t a_tile, uint32_t b_tile,
+                                                     float (&sum)[COLUMNS / 2])
+{
+    uint64_t a = wgmma_desc(a_tile, ATOM_BYTES, 1024), b = wgmma_desc(b_tile, ATOM_BYTES, 1024);
+    constexpr int A_NEXT = A_ACROSS ? 16 * 128 / 16 : 16 * 2 / 16;
+    constexpr int B_NEXT = B_ACROSS ? 16 * 128 / 16 : 16 * 2 / 16;
+    pin(sum);
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < DEPTH / 16; k++) {
+        wgmma_ss<A_ACROSS, B_ACROSS>(sum, a + k * A_NEXT, b + k * B_NEXT);
+    }
+    wgmma_commit();
+}
+
+static __device__ __forceinline__ float2 load_pair(const product_matrix &c, msa_dtype dtype,
+                                                   int64_t i)
+{
+    if (dtype == CUDA_F32) return *(const float2 *)((const float *)c.data + i);
+    return unpack_pair(*(const uint32_t *)((const uint16_t *)c.data + i), dtype);
+}
+
+static __device__ __forceinline__ void store_pair(const product_matrix &c, msa_dtype dtype,
+                                                  int64_t i, float x, float y)
+{
+    if (dtype == CUDA_F32) {
+        *(float2 *)((float *)c.data + i) = make_float2(x, y);
+    } else {
+        *(uint32_t *)((uint16_t *)c.data + i) = pack_pair(x, y, dtype);
+    }
+}
+
+/* c (+)= a thread's sums: rows row and row + 8, pairs of columns. Old values are read eight pairs
+ * at a time, so that they are on their way together. */
+template <int N>
+static __device__ __forceinline__ void put_sums(const product_part &part, int64_t n_end,
+                                                const float (&sum)[N])
+{
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        int64_t row = part.m + warp * 16 + lane / 4 + h * 8, first = part.n + lane % 4 * 2;
+        if (row >= part.m_end) continue;
+#pragma unroll
+        for (int j = 0; j < N / 4; j += 8) {
+            float2 old[8] = {};
+#pragma unroll
+            for (int i = 0; part.accumulate && i < 8; i++) {
+                int64_t column = first + (j + i) * 8;
+                if (column >= n_end) break;
+                old[i] = load_pair(part.c, part.c_dtype, row * part.c.step + column);
+            }
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                int64_t column = first + (j + i) * 8;
+                const float *s = sum + (j + i) * 4 + h * 2;
+                if (column >= n_end) break;
+                store_pair(part.c, part.c_dtype, row * part.c.step + column, old[i].x + s[0],
+                           old[i].y + s[1]);
+            }
         }
     }
 }
 
-template <int A_ACROSS, int B_ACROSS>
-static __device__ __forceinline__ void multiply_step(uint32_t a_tile, uint32_t b_tile, int m, int n,
-                                                     float (&acc)[4][4][4])
-{
-#pragma unroll
-    for (int k = 0; k < DEPTH; k += 16) {
-        uint32_t a[4][4];
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            if (A_ACROSS) {
-                tile_a_across<TILE>(a_tile, m + i * 16, k, a[i]);
-            } else {
-                tile_a<DEPTH>(a_tile, m + i * 16, k, a[i]);
-            }
-        }
-#pragma unroll
-        for (int j = 0; j < 4; j += 2) {
-            uint32_t b[4];
-            if (B_ACROSS) {
-                tile_b_across<TILE>(b_tile, n + j * 8, k, b);
-            } else {
-                tile_b<DEPTH>(b_tile, n + j * 8, k, b);
-            }
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                mma_m16n8k16(acc[i][j], a[i], b[0], b[1]);
-                mma_m16n8k16(acc[i][j + 1], a[i], b[2], b[3]);
-            }
-        }
-    }
-}
-
-static __device__ __forceinline__ void put(const product_part &part, int64_t m, int64_t n, float x)
-{
-    int64_t i = m * part.c.step + n;
-    float value[1] = {0};
-    if (part.accumulate) load_elements<1>(part.c.data, part.c_dtype, i, value);
-    value[0] += x;
-    store_elements<1>(part.c.data, part.c_dtype, i, value);
-}
-
-template <int A_ACROSS, int B_ACROSS>
-static __global__ void __launch_bounds__(THREADS, 2)
+template <int COLUMNS, int A_ACROSS, int B_ACROSS>
+static __global__ void __launch_bounds__(THREADS, product_config<COLUMNS>::CTAS)
     product_kernel(const __grid_constant__ gradient_product p, int n_splits)
 {
-    extern __shared__ __align__(128) unsigned char shared[];
+    typedef product_config<COLUMNS> config;
+    extern __shared__ unsigned char shared[];
     product_part part;
-    if (!find_part(p, TILE, n_splits, part)) return;
-    uint32_t base = (uint32_t)__cvta_generic_to_shared(shared);
+    if (!find_part(p, TILE, COLUMNS, n_splits, part)) return;
+    uint32_t base = ((uint32_t)__cvta_generic_to_shared(shared) + 1023) & ~1023u;
     int n_steps = (int)((part.k_end - part.k + DEPTH - 1) / DEPTH);
+    operand_copy<A_ACROSS, TILE> a(part.a, part.m, part.m_end);
+    operand_copy<B_ACROSS, COLUMNS> b(part.b, part.n, p.n);
     auto load = [&](int step) {
-        uint32_t tile = base + step % STAGES * 2 * OPERAND_BYTES;
+        uint32_t stage = base + step % config::STAGES * config::STAGE_BYTES;
         int64_t k = part.k + (int64_t)step * DEPTH;
         if (step < n_steps) {
-            load_operand<A_ACROSS>(tile, part.a, part.m, part.m_end, k, part.k_end);
-            load_operand<B_ACROSS>(tile + OPERAND_BYTES, part.b, part.n, p.n, k, part.k_end);
+            a.load(stage, k, part.k_end);
+            b.load(stage + TILE * DEPTH * 2, k, part.k_end);
         }
         copy_async_commit();
     };
-    int warp = threadIdx.x / 32, m = warp % 2 * 64, n = warp / 2 * 32;
-    float acc[4][4][4] = {};
-    for (int step = 0; step < STAGES - 1; step++) load(step);
+    float sum[COLUMNS / 2] = {};
+    for (int step = 0; step < config::STAGES - 2; step++) load(step);
     for (int step = 0; step < n_steps; step++) {
-        copy_async_wait<STAGES - 2>();
-        __syncthreads(); /* this step is there; everybody has used the step before */
-        load(step + STAGES - 1);
-        uint32_t tile = base + step % STAGES * 2 * OPERAND_BYTES;
-        multiply_step<A_ACROSS, B_ACROSS>(tile, tile + OPERAND_BYTES, m, n, acc);
+        copy_async_wait<config::STAGES - 3>();
+        fence_proxy_async();
+        __syncthreads(); /* this step is there; the products of the step before last are done */
+        uint32_t stage = base + step % config::STAGES * config::STAGE_BYTES;
+        multiply_step<COLUMNS, A_ACROSS, B_ACROSS>(stage + threadIdx.x / 128 * ATOM_BYTES,
+                                                   stage + TILE * DEPTH * 2, sum);
+        load(step + config::STAGES - 2);
+        wgmma_wait<1>();
     }
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-#pragma unroll
-            for (int e = 0; e < 4; e++) {
-                int64_t row = part.m + m + i * 16 + product_row(e);
-                int64_t column = part.n + n + j * 8 + product_column(e);
-                if (row < part.m_end && column < p.n) put(part, row, column, acc[i][j][e]);
-            }
-        }
-    }
+    wgmma_wait<0>();
+    pin(sum);
+    put_sums(part, p.n, sum);
 }
 
 /* ---- plain f32 ---------------------------------------------------------------------------------
@@ -185,12 +233,21 @@ static __device__ __forceinline__ float plain_element(const product_matrix &matr
     return x[0];
 }
 
+static __device__ __forceinline__ void put(const product_part &part, int64_t m, int64_t n, float x)
+{
+    int64_t i = m * part.c.step + n;
+    float value[1] = {0};
+    if (part.accumulate) load_elements<1>(part.c.data, part.c_dtype, i, value);
+    value[0] += x;
+    store_elements<1>(part.c.data, part.c_dtype, i, value);
+}
+
 static __global__ void __launch_bounds__(THREADS)
     plain_kernel(const __grid_constant__ gradient_product p, int n_splits)
 {
     __shared__ float a[PLAIN][PLAIN + 1], b[PLAIN][PLAIN + 1]; /* [row][k] */
     product_part part;
-    if (!find_part(p, PLAIN, n_splits, part)) return;
+    if (!find_part(p, PLAIN, PLAIN, n_splits, part)) return;
     int x = threadIdx.x % 32, y = threadIdx.x / 32;
     float acc[4] = {};
     for (int64_t k = part.k; k < part.k_end; k += PLAIN) {
@@ -229,11 +286,18 @@ static __global__ void __launch_bounds__(THREADS)
     store_elements<1>(p.c.data, p.c_dtype, at, sum);
 }
 
-/* Enough parts to give every SM two CTAs, none shorter than 1,024. */
+/* Columns of a tile for n columns of c. */
+static int32_t columns_of(int64_t n)
+{
+    return n % 256 == 0 || n > 1024 ? 256 : 128;
+}
+
+/* Enough parts to fill every SM, none shorter than 1,024. */
 static int32_t splits_of(const msa_context *ctx, int64_t m, int64_t n, int64_t k)
 {
-    int64_t tiles = (m + TILE - 1) / TILE * ((n + TILE - 1) / TILE);
-    int64_t wanted = tiles ? 2 * cuda_state(ctx)->n_sms / tiles : 1, most = k / 1024;
+    int64_t columns = columns_of(n), at_once = (columns == 256 ? 1 : 2) * cuda_state(ctx)->n_sms;
+    int64_t tiles = (m + TILE - 1) / TILE * ((n + columns - 1) / columns);
+    int64_t wanted = tiles ? at_once / tiles : 1, most = k / 1024;
     int64_t splits = wanted < most ? wanted : most;
     return splits < 1 ? 1 : splits > 64 ? 64 : (int32_t)splits;
 }
@@ -255,27 +319,48 @@ static int is_fast(const product_operand *operand, int64_t extent, int64_t k)
            operand->of.step % 8 == 0 && (operand->across ? extent : k) % 8 == 0;
 }
 
+template <int COLUMNS>
+static msa_status launch_fast(const char *op, const gradient_product *p, dim3 grid, int32_t splits,
+                              cudaStream_t stream)
+{
+    constexpr int bytes = product_config<COLUMNS>::SHARED_BYTES;
+    auto kernel =
+        p->a.across ? (p->b.across ? product_kernel<COLUMNS, 1, 1> : product_kernel<COLUMNS, 1, 0>)
+                    : (p->b.across ? product_kernel<COLUMNS, 0, 1> : product_kernel<COLUMNS, 0, 0>);
+    MSA_CUDA_TRY(op,
+                 cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    kernel<<<grid, THREADS, bytes, stream>>>(*p, splits);
+    return MSA_OK;
+}
+
+/* c takes pairs of columns. */
+static int takes_pairs(const gradient_product *p)
+{
+    uintptr_t bytes = 2 * msa_dtype_bytes(p->c_dtype);
+    return (p->c_dtype == MSA_DTYPE_F32 || p->c_dtype == MSA_DTYPE_BF16 ||
+            p->c_dtype == MSA_DTYPE_F16) &&
+           p->n % 2 == 0 && p->c.step % 2 == 0 && (uintptr_t)p->c.data % bytes == 0;
+}
+
 msa_status gradient_multiply(msa_context *ctx, const char *op, const gradient_product *product)
 {
     const gradient_product *p = product;
     if (p->m == 0 || p->n == 0) return MSA_OK;
     cudaStream_t stream = cuda_stream(ctx);
     int grouped = p->start != NULL;
-    int fast = is_fast(&p->a, p->m, p->k) && is_fast(&p->b, p->n, p->k);
+    int fast = is_fast(&p->a, p->m, p->k) && is_fast(&p->b, p->n, p->k) && takes_pairs(p);
     int32_t splits = !grouped && p->parts ? splits_of(ctx, p->m, p->n, p->k) : 1;
-    int64_t tile = fast ? TILE : PLAIN;
+    int64_t tile = fast ? TILE : PLAIN, columns = fast ? columns_of(p->n) : PLAIN;
     int64_t rows =
         grouped && !p->groups_cut_k ? p->max_tiles * (TILE / tile) : (p->m + tile - 1) / tile;
-    dim3 grid((unsigned)((p->n + tile - 1) / tile), (unsigned)rows,
+    dim3 grid((unsigned)((p->n + columns - 1) / columns), (unsigned)rows,
               (unsigned)(p->groups_cut_k ? p->n_groups : splits));
-    if (fast) {
-        auto kernel = p->a.across ? (p->b.across ? product_kernel<1, 1> : product_kernel<1, 0>)
-                                  : (p->b.across ? product_kernel<0, 1> : product_kernel<0, 0>);
-        MSA_CUDA_TRY(op, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                              SHARED_BYTES));
-        kernel<<<grid, THREADS, SHARED_BYTES, stream>>>(*p, splits);
-    } else {
+    if (!fast) {
         plain_kernel<<<grid, THREADS, 0, stream>>>(*p, splits);
+    } else if (columns == 256) {
+        MSA_TRY(launch_fast<256>(op, p, grid, splits, stream));
+    } else {
+        MSA_TRY(launch_fast<128>(op, p, grid, splits, stream));
     }
     MSA_TRY(cuda_launched(op));
     if (splits == 1) return MSA_OK;

@@ -323,6 +323,32 @@ __device__ __forceinline__ void wgmma_m64n192k16_ss(float (&d)[96], uint64_t a, 
                  : ACC32_OPERANDS(d, 0), ACC32_OPERANDS(d, 32), ACC32_OPERANDS(d, 64)
                  : "l"(a), "l"(b), "r"(accumulate));
 }
+#define ACC128                                                                                     \
+    "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%" \
+    "25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%" \
+    "48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%" \
+    "71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%" \
+    "94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%"    \
+    "113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127}"
+
+// A and B in shared memory, added to d; A_ACROSS, B_ACROSS: that operand is MN-major.
+template <int A_ACROSS, int B_ACROSS>
+__device__ __forceinline__ void wgmma_ss(float (&d)[64], uint64_t a, uint64_t b)
+{
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 " ACC64
+                 ", %64, %65, 1, 1, 1, %66, %67;"
+                 : ACC64_OPERANDS(d)
+                 : "l"(a), "l"(b), "n"(A_ACROSS), "n"(B_ACROSS));
+}
+template <int A_ACROSS, int B_ACROSS>
+__device__ __forceinline__ void wgmma_ss(float (&d)[128], uint64_t a, uint64_t b)
+{
+    asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 " ACC128
+                 ", %128, %129, 1, 1, 1, %130, %131;"
+                 : ACC32_OPERANDS(d, 0), ACC32_OPERANDS(d, 32), ACC32_OPERANDS(d, 64),
+                   ACC32_OPERANDS(d, 96)
+                 : "l"(a), "l"(b), "n"(A_ACROSS), "n"(B_ACROSS));
+}
 // A in registers; TRANSPOSED: B is MN-major (rows of k, columns contiguous).
 template <int TRANSPOSED>
 __device__ __forceinline__ void wgmma_m64n128k16_rs(float (&d)[64], uint32_t a0, uint32_t a1,
