@@ -62,7 +62,9 @@ static msa_status open_tokens(msa__source *source, const msa__json *description,
         int64_t sum = source->tokens.shards[i].text;
         source->fingerprint = msa__checksum(source->fingerprint, &sum, sizeof(sum));
     }
-    return MSA_OK;
+    source->is_copies = msa__json_get(description, "copies") != NULL;
+    if (!source->is_copies) return MSA_OK;
+    return msa__copy_source_open(&source->copies, description, &source->fingerprint);
 }
 
 static msa_status open_tasks(msa__source *source, const msa__json *description,
@@ -77,8 +79,8 @@ static msa_status open_tasks(msa__source *source, const msa__json *description,
 msa_status msa__source_open(msa__source *source, const msa__json *description,
                             const msa__source_context *context)
 {
-    static const char *const text_keys[] = {"text", "weight", NULL};
-    static const char *const shard_keys[] = {"shards", "weight", NULL};
+    static const char *const text_keys[] = {"text", "copies", "shuffled", "weight", NULL};
+    static const char *const shard_keys[] = {"shards", "copies", "shuffled", "weight", NULL};
     static const char *const task_keys[] = {"tasks", "lengths", "haystack", "loss", "weight", NULL};
     MSA_TRY(msa__json_type_is(description, MSA__JSON_OBJECT));
     const msa__json *weight = msa__json_get(description, "weight");
@@ -102,6 +104,7 @@ msa_status msa__source_open(msa__source *source, const msa__json *description,
 void msa__source_close(msa__source *source)
 {
     msa__token_source_close(&source->tokens);
+    msa__copy_source_close(&source->copies);
     msa__task_source_close(&source->tasks);
 }
 
@@ -110,6 +113,10 @@ msa_status msa__source_row(const msa__source *source, const msa__vocabulary *voc
 {
     if (source->is_tasks) {
         return msa__task_source_row(&source->tasks, vocabulary, source->key, row, length, out);
+    }
+    if (source->is_copies) {
+        return msa__copy_source_row(&source->copies, &source->tokens, vocabulary->eos, source->key,
+                                    row, length, out);
     }
     msa__token_source_row(&source->tokens, source->key, row, length, out);
     return MSA_OK;

@@ -1,13 +1,15 @@
-/* One source of a dataset, of either kind: documents in shards, or made tasks. */
+/* One source of a dataset, of any kind: documents in shards, copies made of them, or made tasks. */
 #ifndef MSA_DATA_SOURCE_H
 #define MSA_DATA_SOURCE_H
 
+#include "data/copy_source.h"
 #include "data/task_source.h"
 #include "data/token_source.h"
 
 typedef struct msa__source {
-    int32_t is_tasks;
+    int32_t is_tasks, is_copies;
     msa__token_source tokens;
+    msa__copy_source copies; /* of the tokens */
     msa__task_source tasks;
     double weight;
     uint64_t key;         /* of everything it draws; the dataset sets it */

@@ -15,9 +15,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define SAMPLE_BITS 20 /* samples of a row: more than it has tokens */
-#define MAX_LENGTH  (1 << SAMPLE_BITS)
-
 static msa_status no_memory(void)
 {
     return MSA_FAIL(MSA_ENOMEM, "dataset: no memory for a source of tasks");
@@ -81,30 +78,18 @@ static msa_status make_document(const msa__task_source *source, const msa__vocab
 
 /* ---- rows --------------------------------------------------------------------------------- */
 
-/* One of the lengths that fit, by a drawn word; 0: none fits. */
-static int64_t draw_length(const msa__task_source *source, uint32_t word, int64_t room)
-{
-    int32_t n_fit = 0;
-    for (int32_t i = 0; i < source->n_lengths; i++) n_fit += source->lengths[i] <= room;
-    if (n_fit == 0) return 0;
-    int32_t which = (int32_t)(word % (uint32_t)n_fit);
-    for (int32_t i = 0;; i++) {
-        if (source->lengths[i] <= room && which-- == 0) return source->lengths[i];
-    }
-}
-
 msa_status msa__task_source_row(const msa__task_source *source, const msa__vocabulary *vocabulary,
                                 uint64_t key, uint64_t row, int64_t length, msa__batch *out)
 {
     msa__ids document = {0};
     msa_status status = MSA_OK;
     int64_t left = length;
-    for (uint64_t index = row << SAMPLE_BITS; status == MSA_OK; index++) {
+    for (uint64_t index = row << MSA__SAMPLE_BITS; status == MSA_OK; index++) {
         uint32_t words[4];
         size_t n_prompt;
         msa__philox(key, index, 0, words);
         const char *task = source->tasks[words[0] % (uint32_t)source->n_tasks];
-        int64_t room = draw_length(source, words[1], left);
+        int64_t room = msa__lengths_draw(&source->lengths, words[1], left);
         if (room == 0) break;
         status = make_document(source, vocabulary, task, room, key, (int64_t)index, &document,
                                &n_prompt);
@@ -144,24 +129,6 @@ static msa_status read_tasks(msa__task_source *source, const msa__json *descript
         memcpy(copy, name, (size_t)item->text_bytes + 1);
         source->tasks[source->n_tasks++] = copy;
         source->fingerprint = msa__checksum(source->fingerprint, name, item->text_bytes);
-    }
-    return MSA_OK;
-}
-
-static msa_status read_lengths(msa__task_source *source, const msa__json *description)
-{
-    const msa__json *lengths;
-    MSA_TRY(need_typed(description, "lengths", MSA__JSON_ARRAY, &lengths));
-    if (lengths->n_children == 0) {
-        return msa__json_fail(lengths, MSA_EFORMAT, "must hold at least one length");
-    }
-    source->lengths = calloc((size_t)lengths->n_children, sizeof(*source->lengths));
-    if (!source->lengths) return no_memory();
-    MSA__JSON_EACH(item, lengths)
-    {
-        int64_t *length = &source->lengths[source->n_lengths++];
-        MSA_TRY(msa__json_int64(item, 2, MAX_LENGTH, length));
-        source->fingerprint = msa__checksum(source->fingerprint, length, sizeof(*length));
     }
     return MSA_OK;
 }
@@ -222,9 +189,9 @@ static msa_status try_tasks(const msa__task_source *source, const msa__vocabular
 {
     msa__ids document = {0};
     msa_status status = MSA_OK;
-    int64_t shortest = MAX_LENGTH;
-    for (int32_t i = 0; i < source->n_lengths; i++) {
-        if (source->lengths[i] < shortest) shortest = source->lengths[i];
+    int64_t shortest = source->lengths.of[0];
+    for (int32_t i = 1; i < source->lengths.n; i++) {
+        if (source->lengths.of[i] < shortest) shortest = source->lengths.of[i];
     }
     for (int32_t i = 0; i < source->n_tasks && status == MSA_OK; i++) {
         size_t n_prompt;
@@ -239,8 +206,10 @@ msa_status msa__task_source_open(msa__task_source *source, const msa__json *desc
                                  const msa__vocabulary *vocabulary)
 {
     source->fingerprint = MSA__CHECKSUM_START;
+    const msa__json *lengths;
     MSA_TRY(read_tasks(source, description));
-    MSA_TRY(read_lengths(source, description));
+    MSA_TRY(msa__json_need(description, "lengths", &lengths));
+    MSA_TRY(msa__lengths_read(&source->lengths, lengths, &source->fingerprint));
     MSA_TRY(read_loss(source, description));
     MSA_TRY(read_haystack(source, description));
     return try_tasks(source, vocabulary);
@@ -250,7 +219,7 @@ void msa__task_source_close(msa__task_source *source)
 {
     for (int32_t i = 0; i < source->n_tasks; i++) free(source->tasks[i]);
     free(source->tasks);
-    free(source->lengths);
+    msa__lengths_free(&source->lengths);
     msa_free(source->haystack);
     memset(source, 0, sizeof(*source));
 }

@@ -7,13 +7,14 @@
 #define MSA_DATA_TASK_SOURCE_H
 
 #include "data/batch.h"
+#include "data/lengths.h"
 #include "data/vocabulary.h"
 #include "model/json.h"
 
 typedef struct msa__task_source {
-    char **tasks;     /* [n_tasks] names */
-    int64_t *lengths; /* [n_lengths] tokens of a sample, the end of the document included */
-    int32_t n_tasks, n_lengths;
+    char **tasks; /* [n_tasks] names */
+    int32_t n_tasks;
+    msa__lengths lengths; /* of a sample, the end of the document included */
     int32_t loss_on_all;
     char *haystack; /* text around the needles; NULL: made-up sentences */
     size_t haystack_bytes;

@@ -76,3 +76,16 @@ void msa__token_source_row(const msa__token_source *source, uint64_t key, uint64
         at = (at + n) % source->n_tokens;
     }
 }
+
+void msa__token_source_copy(const msa__token_source *source, int64_t at, int32_t *to, int64_t n)
+{
+    while (n > 0) {
+        int64_t i = find_interval(source->first, source->n_shards, at);
+        int64_t in_shard = at - source->first[i], rest = source->shards[i].n_tokens - in_shard;
+        int64_t some = rest < n ? rest : n;
+        memcpy(to, source->shards[i].tokens + in_shard, (size_t)some * sizeof(*to));
+        at = (at + some) % source->n_tokens;
+        to += some;
+        n -= some;
+    }
+}

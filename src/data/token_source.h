@@ -34,4 +34,7 @@ int64_t msa__token_source_rows(const msa__token_source *source, int64_t length);
 void msa__token_source_row(const msa__token_source *source, uint64_t key, uint64_t row,
                            int64_t length, msa__batch *out);
 
+/* n tokens of the ring from token `at` on. */
+void msa__token_source_copy(const msa__token_source *source, int64_t at, int32_t *to, int64_t n);
+
 #endif

@@ -237,10 +237,53 @@ static void test_descriptions_are_checked(void **state)
     corpus_remove(&c);
 }
 
+/* The second half of a document is passages of the first; a shuffled half has no loss. */
+static void test_copies(void **state)
+{
+    (void)state;
+    enum { T = 512, N = 200 };
+    corpus c = corpus_create();
+    write_documents(&c, "text", "abcdefghijklmnop", 1);
+    msa__dataset *plain, *shuffled;
+    EXPECT_OK(
+        corpus_open(&c, &plain, "[{\"text\": \"@/text\", \"copies\": [200], \"shuffled\": 0}]", 7));
+    EXPECT_OK(corpus_open(&c, &shuffled,
+                          "[{\"text\": \"@/text\", \"copies\": [200], \"shuffled\": 1}]", 7));
+    assert_int_not_equal(msa__dataset_fingerprint(plain), msa__dataset_fingerprint(shuffled));
+    msa__batch a = batch_create(T);
+    for (int kind = 0; kind < 2; kind++) {
+        EXPECT_OK(msa__dataset_batch(kind ? shuffled : plain, 3, T, T, &a));
+        assert_int_equal(a.n_sequences, 3); /* two documents and 112 tokens of padding */
+        for (int d = 0; d < 2; d++) {
+            const int32_t *document = a.tokens + a.cu_seqlens[d];
+            assert_int_equal(a.cu_seqlens[d + 1] - a.cu_seqlens[d], N);
+            int n_found = 0;
+            for (int i = N / 2; i + 8 <= N; i++) {
+                int found = 0;
+                for (int from = 0; from + 8 <= N / 2 && !found; from++) {
+                    found = !memcmp(document + i, document + from, 8 * sizeof(*document));
+                }
+                n_found += found;
+            }
+            assert_true(n_found > 20); /* all but those across the seam of two passages */
+            for (int i = 0; i < N; i++) {
+                int has_loss = i + 1 < N && (!kind || i + 1 >= N / 2);
+                assert_int_equal(a.targets[a.cu_seqlens[d] + i], has_loss ? document[i + 1] : -1);
+            }
+        }
+    }
+    EXPECT_FAIL(MSA_EINVAL, "all above", msa__dataset_batch(plain, 0, 128, 128, &a));
+    batch_free(&a);
+    msa__dataset_close(plain);
+    msa__dataset_close(shuffled);
+    corpus_remove(&c);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_batches_are_pure),
+        cmocka_unit_test(test_copies),
         cmocka_unit_test(test_epochs_cover_the_text),
         cmocka_unit_test(test_sequences_are_documents),
         cmocka_unit_test(test_mixture_holds_shares),
