@@ -16,7 +16,7 @@ packed=$directory/msa-study
 mkdir -p "$packed/lib" "$packed/build/release/cli" "$packed/scripts" "$packed/docs"
 cp -r "$here/recipes" "$packed/"
 cp "$here"/scripts/study*.py "$packed/scripts/"
-[ ! -f "$here/docs/quality.md" ] || cp "$here/docs/quality.md" "$packed/docs/"
+cp "$here/docs/quality.md" "$here/docs/claims.md" "$packed/docs/"
 cp "$build/cli/msa" "$build/src/libmsa.so.0" "$build/src/libmsa_cuda.so.0" "$build/src/engine/libmsa_engine.so.0" \
     "$packed/lib/"
 # what the program needs beside the C library

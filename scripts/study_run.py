@@ -105,6 +105,7 @@ class Runner:
             "seconds": round(every * sum(line["seconds"] for line in steps), 1),
             "tflop": round(every * sum(line["gflops"] for line in steps) / 1000, 1),
             "curve": [[line["tokens"], round(line["loss"], 4)] for line in steps],
+            "worst_expert_load": steps[-1]["worst_expert_load"],
             "validation": [line for line in log if line["kind"] == "validation"],
             "eval": answers,
         }

@@ -1,7 +1,6 @@
-"""The tables of docs/quality.md, from what study.py eval wrote."""
+"""The tables of docs/quality.md and the study's cells of docs/claims.md, from what study.py eval wrote."""
 
 import collections
-import pathlib
 import sys
 
 import study_recipes as recipes
@@ -121,6 +120,47 @@ def cost_table(results, rows):
     return table(head, body)
 
 
+# ---- docs/claims.md ----------------------------------------------------------------------------------------
+
+
+def compare(results, rows, form, pick):
+    """`full` 3.21, `msa` 3.25: a figure of each row that there is."""
+    cells = [(row, spread([pick(one) for one in results[row]], form)) for row in rows if row in results]
+    return ", ".join(f"`{row}` {cell}" for row, cell in cells if cell != DASH)
+
+
+def by_length(results, rows, tasks=None):
+    """Accuracy at every length, a clause a length."""
+    clauses = [(n, compare(results, rows, "{:.0f}", lambda one, n=n: accuracy(one, n, tasks))) for n in lengths()]
+    return "; ".join(f"{name_length(n)}: {clause}" for n, clause in clauses if clause)
+
+
+def claim_cells(results):
+    def loss(rows):
+        return "loss at 32K " + compare(results, rows, "{:.3f}", lambda one: validation(one, "32K"))
+
+    def score(rows):
+        return f"{loss(rows)}; tasks {by_length(results, rows)}"
+
+    selective = ["full", "msa", "moba", "dsa"]
+    mass = compare(results, ["msa"], "{:.2f}", lambda one: of_task(one, "recall", 32768, "captured_mass"))
+    return {
+        "claim 12": score(["full", "msa"]),
+        "claim 13": score(["full", "msa-converted", "msa"]),
+        "claim 14": score(["msa", "msa-no-stop-gradient", "msa-no-warmup"]),
+        "claim 15": "common words " + by_length(results, ["full", "swa", "hybrid", "msa"], ["common-words"]),
+        "claim 17": "variable tracking "
+                    + by_length(results, ["full", "msa", "swa", "hybrid", "lightning"], ["variable-tracking"]),
+        "claim 21": f"{score(selective)}; mass captured at 32K {mass}",
+        "claim 23": "the busiest expert's share over the mean, last step: "
+                    + compare(results, ["full", "msa"], "{:.2f}", lambda one: one["worst_expert_load"]),
+        "claim 29": "one needle, " + by_length(results, ["full", "msa", "msa-converted"], ["single-needle"]),
+    }
+
+
+# ---- pages -------------------------------------------------------------------------------------------------
+
+
 def about_table(results):
     return table(["row", "what"], [[f"`{row}`", recipes.read_row(row)["about"]] for row in results])
 
@@ -134,20 +174,27 @@ def conditions(results):
             "seed 777. Means, with the lowest and highest seed in brackets where there are several.")
 
 
-def write(folder, page):
-    results = read_results(folder)
-    if not results:
-        sys.exit(f"study.py table: no results in {folder}")
-    main = [row for row in results if row in recipes.MAIN]
-    ablations = [row for row in results if row in ["msa", *recipes.ABLATIONS]]
-    parts = {"conditions": conditions(results), "rows": about_table(results), "main": main_table(results, main),
-             "tasks": task_table(results, main), "position": position_table(results, main),
-             "cost": cost_table(results, main), "ablations": main_table(results, ablations)}
+def put(page, parts, separator):
+    """Replace what stands between the marks of each part."""
     text = page.read_text(encoding="utf-8")
     for name, part in parts.items():
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         if begin not in text or end not in text:
             sys.exit(f"study.py table: {page} has no place for {name}")
-        text = text[:text.index(begin) + len(begin)] + f"\n{part}\n" + text[text.index(end):]
+        text = text[: text.index(begin) + len(begin)] + separator + part + separator + text[text.index(end) :]
     page.write_text(text, encoding="utf-8")
+
+
+def write(folder, docs):
+    """0, or an exit with a message: the tables of quality.md and the study's cells of claims.md in `docs`."""
+    results = read_results(folder)
+    if not results:
+        sys.exit(f"study.py table: no results in {folder}")
+    main = [row for row in results if row in recipes.MAIN]
+    ablations = [row for row in results if row in ["msa", *recipes.ABLATIONS]]
+    tables = {"conditions": conditions(results), "rows": about_table(results), "main": main_table(results, main),
+              "tasks": task_table(results, main), "position": position_table(results, main),
+              "cost": cost_table(results, main), "ablations": main_table(results, ablations)}
+    put(docs / "quality.md", tables, "\n")
+    put(docs / "claims.md", claim_cells(results), "")
     return 0

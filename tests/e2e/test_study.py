@@ -89,13 +89,14 @@ def test_from_books_to_tables(work, tmp_path):
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("trained in") == 2 and done.stdout.count("asked in") == 2
 
-    page = tmp_path / "quality.md"
-    page.write_text((SOURCE / "docs/quality.md").read_text())
-    done = study(work, "table", "--page", page)
+    for page in ("quality.md", "claims.md"):
+        (tmp_path / page).write_text((SOURCE / "docs" / page).read_text())
+    done = study(work, "table", "--docs", tmp_path)
     assert done.returncode == 0, done.stderr
-    text = page.read_text()
+    text = (tmp_path / "quality.md").read_text()
     for row in ("full", "msa-converted"):
         assert f"| `{row}` | " in text
+    assert "<!-- claim 13 -->loss at 32K `full` " in (tmp_path / "claims.md").read_text()
     results = study_recipes.read_json(work / "results/msa-converted-s1.json")
     assert results["tokens"] == 3072 and {one["task"] for one in results["eval"]} == {"passkey", "perplexity", "recall"}
 
@@ -108,3 +109,8 @@ def test_what_cannot_start_says_so(work):
     assert done.returncode == 1 and "converted from is not there" in done.stdout
     done = study(work, "run", "swa", "--set", "defaults.lr=-1")
     assert done.returncode == 1 and "msa train failed" in done.stdout
+
+
+def test_the_claims_are_what_was_measured():
+    done = subprocess.run([sys.executable, SOURCE / "scripts/claims.py", "--check"], check=False)
+    assert done.returncode == 0, "run scripts/claims.py"
