@@ -2,7 +2,8 @@
 #include "data/token_source.h"
 
 #include "base/error.h"
-#include "data/permute.h"
+#include "base/permute.h"
+#include "base/rng.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -52,6 +53,17 @@ static int64_t find_interval(const int64_t *starts, int64_t n, int64_t at)
     return low;
 }
 
+/* Rounds of the order of an epoch's rows. */
+#define ORDER_ROUNDS 6
+
+static uint32_t mix_order(const void *user, uint64_t round, uint64_t right)
+{
+    const uint64_t *key = user;
+    uint32_t words[4];
+    msa__philox(*key, right, round, words);
+    return words[0];
+}
+
 void msa__token_source_row(const msa__token_source *source, uint64_t key, uint64_t row,
                            int64_t length, msa__batch *out)
 {
@@ -61,7 +73,8 @@ void msa__token_source_row(const msa__token_source *source, uint64_t key, uint64
     uint64_t order = (uint64_t)words[1] << 32 | words[0];
     uint64_t start = (uint64_t)words[3] << 32 | words[2];
     uint64_t n_tokens = (uint64_t)source->n_tokens;
-    uint64_t place = msa__permute(order, rows, row % rows) * (uint64_t)length;
+    uint64_t place =
+        msa__permute(rows, row % rows, ORDER_ROUNDS, mix_order, &order) * (uint64_t)length;
     int64_t at = (int64_t)((start % n_tokens + place) % n_tokens);
     for (int64_t left = length; left > 0;) {
         int64_t i = find_interval(source->first, source->n_shards, at);

@@ -3,6 +3,7 @@
 // A warp takes a row at a time, twice: for the largest number of the page, then to write the row
 // and to measure its error. Sums in f32 are inflated so that the bounds hold for the exact numbers.
 #include "backend/cuda/cuda_device.h"
+#include "backend/cuda/elements.cuh"
 #include "backend/cuda/index8.cuh"
 
 #define WARPS 8
@@ -45,7 +46,7 @@ __global__ void __launch_bounds__(WARPS * 32) index_quantize_kernel(quantize_par
         float sum = 0;
         for (int64_t d = lane; d < dim; d += 32) {
             float x = p.lane_scale *
-                      load_number(p.lane.data, p.lane.dtype, source + row * p.lane.stride[1] + d);
+                      load_element(p.lane.data, p.lane.dtype, source + row * p.lane.stride[1] + d);
             max = maximum_or_nan(max, fabsf(x));
             sum = fmaf(x, x, sum);
         }
@@ -61,7 +62,7 @@ __global__ void __launch_bounds__(WARPS * 32) index_quantize_kernel(quantize_par
         float error_sum = 0, norm_sum = 0;
         for (int64_t d = lane; d < dim; d += 32) {
             float x = p.lane_scale *
-                      load_number(p.lane.data, p.lane.dtype, source + row * p.lane.stride[1] + d);
+                      load_element(p.lane.data, p.lane.dtype, source + row * p.lane.stride[1] + d);
             int n = finite ? index8_round(x, scale) : 0;
             keys[row * p.keys.stride[1] + d] = (int8_t)n;
             float error = fmaf(-scale, (float)n, x), back = scale * (float)n;

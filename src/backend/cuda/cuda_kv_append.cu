@@ -1,7 +1,7 @@
 /* Write the rows of new tokens into their slots of the cache: a block per token, the three lanes
  * together. The block finds its sequence by itself, since lengths lie on the device. */
 #include "backend/cuda/cuda_device.h"
-#include "backend/cuda/elements.cuh"
+#include "backend/cuda/kv_view.cuh"
 
 typedef struct {
     cuda_view rows;     /* [T, heads, dim] */
@@ -18,21 +18,6 @@ typedef struct {
     const int32_t *cu_seqlens_q, *page_table, *cu_seqlens_k, *kv_lens;
     int64_t page_table_stride;
 } append_job;
-
-/* Sequence of token t: the last one that starts at or before it. */
-__device__ __forceinline__ int sequence_of(const int32_t *cu, int n_seqs, int64_t t)
-{
-    int low = 0, high = n_seqs - 1;
-    while (low < high) {
-        int middle = (low + high + 1) / 2;
-        if (cu[middle] <= t) {
-            low = middle;
-        } else {
-            high = middle - 1;
-        }
-    }
-    return low;
-}
 
 /* Where head 0 of the token's row starts in a lane. */
 __device__ __forceinline__ int64_t slot_of(const append_job &job, const append_lane &lane, int seq,

@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(FILL_THREADS)
             n_groups = args.q_index.shape[1];
     if (row >= args.q_index.shape[0] * n_groups) return;
     int64_t token = row / n_groups, group = row % n_groups;
-    int seq = find_sequence(args.cu_seqlens_q, args.kv.n_seqs, token);
+    int seq = sequence_of(args.cu_seqlens_q, args.kv.n_seqs, token);
     int n_visible = select_n_visible(args, select_position(args, seq, token));
     int n_forced = args.n_init + args.n_local;
     ((int32_t *)args.n_rescored

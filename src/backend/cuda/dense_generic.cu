@@ -5,10 +5,7 @@
  * keys in tiles counted from the sequence's first token, so its bits depend on nothing but the row.
  */
 #include "backend/cuda/dense_attend.cuh"
-
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_fp8.h>
+#include "backend/cuda/kv_view.cuh"
 
 enum { KEYS = 32, THREADS = 256, WARPS = THREADS / 32 };
 
@@ -18,35 +15,6 @@ typedef struct generic_args {
     float scale, k_scale, v_scale;
     int32_t n_group, dim, block_size;
 } generic_args;
-
-static __device__ float load_element(const msa_tensor &t, int64_t i)
-{
-    switch (t.dtype) {
-    case MSA_DTYPE_F32:
-        return ((const float *)t.data)[i];
-    case MSA_DTYPE_BF16:
-        return __bfloat162float(((const __nv_bfloat16 *)t.data)[i]);
-    case MSA_DTYPE_F16:
-        return __half2float(((const __half *)t.data)[i]);
-    default:
-        return float(((const __nv_fp8_e4m3 *)t.data)[i]);
-    }
-}
-
-static __device__ void store_element(const msa_tensor &t, int64_t i, float x)
-{
-    switch (t.dtype) {
-    case MSA_DTYPE_F32:
-        ((float *)t.data)[i] = x;
-        break;
-    case MSA_DTYPE_BF16:
-        ((__nv_bfloat16 *)t.data)[i] = __float2bfloat16(x);
-        break;
-    default:
-        ((__half *)t.data)[i] = __float2half(x);
-        break;
-    }
-}
 
 /* Element offset of a token of a sequence in one lane. */
 static __device__ int64_t kv_offset(const generic_args &args, const msa_tensor &lane, int seq,
@@ -62,21 +30,6 @@ static __device__ int64_t kv_offset(const generic_args &args, const msa_tensor &
            (token % args.block_size) * lane.stride[2];
 }
 
-/* The sequence that owns a token: the last one that starts at or before it. */
-static __device__ int sequence_of(const dense_batch &batch, int token)
-{
-    int low = 0, high = batch.n_seqs - 1;
-    while (low < high) {
-        int middle = (low + high + 1) / 2;
-        if (batch.cu_seqlens_q[middle] <= token) {
-            low = middle;
-        } else {
-            high = middle - 1;
-        }
-    }
-    return low;
-}
-
 /* A tile of one lane as f32, rows of dim + 1; keys that the token does not see become zero. */
 static __device__ void load_tile(const generic_args &args, const msa_tensor &lane, int seq,
                                  int first_key, int position, int head, float *tile)
@@ -86,7 +39,7 @@ static __device__ void load_tile(const generic_args &args, const msa_tensor &lan
         bool seen = dense_sees(args.batch, position, first_key + key);
         int64_t offset = seen ? kv_offset(args, lane, seq, first_key + key, head) : 0;
         for (int d = threadIdx.x % 32; d < dim; d += 32)
-            tile[key * (dim + 1) + d] = seen ? load_element(lane, offset + d) : 0;
+            tile[key * (dim + 1) + d] = seen ? load_element(lane.data, lane.dtype, offset + d) : 0;
     }
 }
 
@@ -192,7 +145,8 @@ static __device__ void write_rows(const generic_args &args, const generic_shared
             max = top;
         }
         for (int d = lane; d < dim; d += 32)
-            store_element(args.out, token * args.out.stride[0] + h * args.out.stride[1] + d,
+            store_element(args.out.data, args.out.dtype,
+                          token * args.out.stride[0] + h * args.out.stride[1] + d,
                           sum == 0 ? 0 : sh.out[g * dim + d] * factor / sum);
         if (args.lse.data && lane == 0) {
             float *lse = (float *)args.lse.data;
@@ -209,11 +163,11 @@ static __global__ void __launch_bounds__(THREADS)
     generic_shared sh = shared_of(base, args.n_group, args.dim);
     const dense_batch &batch = args.batch;
     int token = blockIdx.x, head = blockIdx.y, n_group = args.n_group, dim = args.dim;
-    int seq = sequence_of(batch, token);
+    int seq = sequence_of(batch.cu_seqlens_q, batch.n_seqs, token);
     int position = dense_kv_length(batch, seq) - (batch.cu_seqlens_q[seq + 1] - token); /* (M2) */
     for (int i = threadIdx.x; i < n_group * dim; i += THREADS) {
         int64_t row = token * args.q.stride[0] + (head * n_group + i / dim) * args.q.stride[1];
-        sh.q[i] = load_element(args.q, row + i % dim);
+        sh.q[i] = load_element(args.q.data, args.q.dtype, row + i % dim);
         sh.out[i] = 0;
     }
     for (int g = threadIdx.x; g < n_group; g += THREADS) {

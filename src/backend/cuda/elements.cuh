@@ -52,6 +52,24 @@ __device__ __forceinline__ float e8m0_value(uint8_t b)
     return __uint_as_float(b == 255 ? 0x7fc00000u : b == 0 ? 0x00400000u : (uint32_t)b << 23);
 }
 
+/* One element of a known dtype. */
+__device__ __forceinline__ float to_float(float x)
+{
+    return x;
+}
+__device__ __forceinline__ float to_float(__nv_bfloat16 x)
+{
+    return __bfloat162float(x);
+}
+__device__ __forceinline__ float to_float(__half x)
+{
+    return __half2float(x);
+}
+__device__ __forceinline__ float to_float(__nv_fp8_e4m3 x)
+{
+    return (float)x;
+}
+
 /* Two 16-bit elements in a word. */
 __device__ __forceinline__ float2 unpack_pair(uint32_t word, msa_dtype dtype)
 {
@@ -71,6 +89,20 @@ __device__ __forceinline__ uint32_t pack_pair(float a, float b, msa_dtype dtype)
     return *(uint32_t *)&v;
 }
 
+__device__ __forceinline__ float load_element(const void *data, msa_dtype dtype, int64_t i)
+{
+    switch (dtype) {
+    case CUDA_F32:
+        return ((const float *)data)[i];
+    case CUDA_BF16:
+        return to_float(((const __nv_bfloat16 *)data)[i]);
+    case CUDA_F16:
+        return to_float(((const __half *)data)[i]);
+    default:
+        return fp8_value(((const uint8_t *)data)[i]);
+    }
+}
+
 template <int W>
 __device__ __forceinline__ void load_elements(const void *data, msa_dtype dtype, int64_t i,
                                               float (&x)[W]);
@@ -79,15 +111,7 @@ template <>
 __device__ __forceinline__ void load_elements<1>(const void *data, msa_dtype dtype, int64_t i,
                                                  float (&x)[1])
 {
-    if (dtype == CUDA_F32) {
-        x[0] = ((const float *)data)[i];
-    } else if (dtype == CUDA_BF16) {
-        x[0] = __bfloat162float(((const __nv_bfloat16 *)data)[i]);
-    } else if (dtype == CUDA_F16) {
-        x[0] = __half2float(((const __half *)data)[i]);
-    } else {
-        x[0] = fp8_value(((const uint8_t *)data)[i]);
-    }
+    x[0] = load_element(data, dtype, i);
 }
 
 template <>
@@ -127,6 +151,12 @@ __device__ __forceinline__ void store_elements<1>(void *data, msa_dtype dtype, i
     } else {
         ((uint8_t *)data)[i] = __nv_cvt_float_to_fp8(x[0], __NV_SATFINITE, __NV_E4M3);
     }
+}
+
+__device__ __forceinline__ void store_element(void *data, msa_dtype dtype, int64_t i, float x)
+{
+    const float one[1] = {x};
+    store_elements<1>(data, dtype, i, one);
 }
 
 template <>

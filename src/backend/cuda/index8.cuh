@@ -3,11 +3,7 @@
 #ifndef MSA_CUDA_INDEX8_CUH
 #define MSA_CUDA_INDEX8_CUH
 
-#include "msa/tensor.h"
-
-#include <cuda_bf16.h>
-#include <cuda_fp8.h>
-#include <stdint.h>
+#include <cuda_runtime.h>
 
 #define INDEX8_MAX_NORM2 0x1p120f
 #define INDEX8_MIN_NORM  0x1p-50f
@@ -42,15 +38,6 @@ __device__ __forceinline__ float quad_sum(float x)
 {
     x += __shfl_xor_sync(~0u, x, 1);
     return x + __shfl_xor_sync(~0u, x, 2);
-}
-
-// Number i of a lane: f32, bf16 or fp8.
-__device__ __forceinline__ float load_number(const void *data, msa_dtype dtype, int64_t i)
-{
-    if (dtype == 0) return ((const float *)data)[i];
-    if (dtype == 1) return __bfloat162float(((const __nv_bfloat16 *)data)[i]);
-    __half_raw h = __nv_cvt_fp8_to_halfraw(((const __nv_fp8_storage_t *)data)[i], __NV_E4M3);
-    return __half2float(__half(h));
 }
 
 __device__ __forceinline__ float index8_scale(float max)

@@ -1,59 +1,18 @@
-/* Reading msa_kv_view and floating-point tensors on the device: which sequence a token belongs to,
- * where it stands (M2), where a key lies. The device's counterpart of ops/kv_tile.h. */
+/* Reading a batch on the device: which sequence a token belongs to, where it stands (M2), where a
+ * key lies. The device's counterpart of ops/kv_tile.h. */
 #ifndef MSA_CUDA_KV_VIEW_CUH
 #define MSA_CUDA_KV_VIEW_CUH
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_fp8.h>
-#include <stdint.h>
+#include "backend/cuda/elements.cuh"
 
-extern "C" {
 #include "msa/attention.h"
-}
-
-/* Element i as f32, whatever the dtype; exact. */
-__device__ __forceinline__ float load_element(const void *data, msa_dtype dtype, int64_t i)
-{
-    switch (dtype) {
-    case 0:
-        return ((const float *)data)[i];
-    case 1:
-        return __bfloat162float(((const __nv_bfloat16 *)data)[i]);
-    case 2:
-        return __half2float(((const __half *)data)[i]);
-    default:
-        return __half2float(
-            __half(__nv_cvt_fp8_to_halfraw(((const __nv_fp8_storage_t *)data)[i], __NV_E4M3)));
-    }
-}
-
-/* x in an activation's dtype (f32, bf16, f16), rounded to nearest even. */
-__device__ __forceinline__ void store_element(void *data, msa_dtype dtype, int64_t i, float x)
-{
-    switch (dtype) {
-    case 0:
-        ((float *)data)[i] = x;
-        break;
-    case 1:
-        ((__nv_bfloat16 *)data)[i] = __float2bfloat16_rn(x);
-        break;
-    default:
-        ((__half *)data)[i] = __float2half_rn(x);
-    }
-}
-
-__device__ __forceinline__ int kv_length(const msa_kv_view &kv, int seq)
-{
-    return kv.kv_lens ? kv.kv_lens[seq] : kv.cu_seqlens_k[seq + 1] - kv.cu_seqlens_k[seq];
-}
 
 /* The sequence of a token: the last s with cu_seqlens_q[s] <= token. */
 __device__ __forceinline__ int sequence_of(const int32_t *cu_seqlens_q, int n_seqs, int64_t token)
 {
     int low = 0, high = n_seqs - 1;
     while (low < high) {
-        int middle = (low + high + 1) / 2;
+        int middle = low + (high - low + 1) / 2;
         if (cu_seqlens_q[middle] <= token) {
             low = middle;
         } else {
@@ -63,11 +22,18 @@ __device__ __forceinline__ int sequence_of(const int32_t *cu_seqlens_q, int n_se
     return low;
 }
 
+/* S of a sequence. */
+__device__ __forceinline__ int64_t kv_length(const msa_kv_view &kv, int seq)
+{
+    if (kv.kv_lens) return kv.kv_lens[seq];
+    return (int64_t)kv.cu_seqlens_k[seq + 1] - kv.cu_seqlens_k[seq];
+}
+
 /* Position of a token of sequence seq, (M2); negative for padding. */
 __device__ __forceinline__ int64_t position_of(const msa_kv_view &kv, const int32_t *cu_seqlens_q,
                                                int seq, int64_t token)
 {
-    return (int64_t)kv_length(kv, seq) - (cu_seqlens_q[seq + 1] - token);
+    return kv_length(kv, seq) - (cu_seqlens_q[seq + 1] - token);
 }
 
 /* First element of block `block` of sequence seq in a lane of keys or values [.., Hkv, .., D], and
@@ -84,6 +50,20 @@ __device__ __forceinline__ int64_t block_offset(const msa_kv_view &kv, const msa
 __device__ __forceinline__ int64_t token_stride(const msa_kv_view &kv, const msa_tensor &lane)
 {
     return kv.page_table ? lane.stride[2] : lane.stride[0];
+}
+
+/* The same in the lane of index keys, which has no heads. */
+__device__ __forceinline__ int64_t index_key_block(const msa_kv_view &kv, int seq, int64_t block,
+                                                   int block_size)
+{
+    if (!kv.page_table) {
+        return (kv.cu_seqlens_k[seq] + block * block_size) * kv.k_index.stride[0];
+    }
+    return kv.page_table[seq * kv.page_table_stride + block] * kv.k_index.stride[0];
+}
+__device__ __forceinline__ int64_t index_key_step(const msa_kv_view &kv)
+{
+    return kv.page_table ? kv.k_index.stride[1] : kv.k_index.stride[0];
 }
 
 #endif

@@ -3,6 +3,7 @@
 #define MSA_CUDA_PRODUCT_TILE_CUH
 
 #include "backend/cuda/activation.cuh"
+#include "backend/cuda/elements.cuh"
 #include "backend/cuda/moe_route.cuh"
 #include "backend/cuda/products.h"
 #include "backend/cuda/ptx.cuh"
@@ -101,18 +102,6 @@ __device__ __forceinline__ void expand_half_row(unsigned char *a, const unsigned
     }
 }
 
-__device__ __forceinline__ float load_out(const float *at)
-{
-    return *at;
-}
-__device__ __forceinline__ float load_out(const __nv_bfloat16 *at)
-{
-    return __bfloat162float(*at);
-}
-__device__ __forceinline__ float load_out(const __half *at)
-{
-    return __half2float(*at);
-}
 __device__ __forceinline__ void store_out(float *at, float x)
 {
     *at = x;

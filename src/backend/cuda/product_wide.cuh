@@ -192,7 +192,7 @@ __device__ __forceinline__ void write_sums(const cuda_product &p, const product_
             int row = i / 4 * 8 + i % 2, h = i / 2 % 2;
             y[i] = total[4 * j + i];
             if (p.accumulate && wanted[h] && row < n_rows) {
-                y[i] = load_out(out + row * stride + h * 8) + y[i];
+                y[i] = to_float(out[row * stride + h * 8]) + y[i];
             }
         }
 #pragma unroll

@@ -8,7 +8,7 @@
 #define MSA_CUDA_SELECT_H
 
 #include "backend/cuda/cuda_device.h"
-#include "backend/cuda/kv.cuh"
+#include "backend/cuda/kv_view.cuh"
 
 /* Any shape, dtype and layout: block scores to memory, piece by piece, then block_topk. */
 size_t cuda_select_generic_workspace(const msa_select_args *args);

@@ -232,7 +232,7 @@ __global__ void __launch_bounds__(FINISH_WARPS * 32, 4)
     if (at < 0) return; /* no such row */
     bool failed = scan.tile_failed[scan.first_tile + tile];
     int n_groups = (int)args.q_index.shape[1], token = at / n_groups, group = at % n_groups;
-    int seq = find_sequence(args.cu_seqlens_q, args.kv.n_seqs, token);
+    int seq = sequence_of(args.cu_seqlens_q, args.kv.n_seqs, token);
     int n_visible = select_n_visible(args, select_position(args, seq, token));
     topk_stream top = {slots[warp], 0, 0};
     if (!failed) {

@@ -26,9 +26,10 @@ __device__ static void load_queries(float *query, const msa_tensor &q, int64_t t
     int dim = (int)q.shape[2];
     for (int i = threadIdx.x; i < ROWS * dim; i += blockDim.x) {
         int64_t group = first + i / dim;
-        query[i] = group < q.shape[1]
-                       ? load_activation(q, token * q.stride[0] + group * q.stride[1] + i % dim)
-                       : 0.f;
+        query[i] =
+            group < q.shape[1]
+                ? load_element(q.data, q.dtype, token * q.stride[0] + group * q.stride[1] + i % dim)
+                : 0.f;
     }
 }
 
@@ -40,7 +41,7 @@ __global__ void __launch_bounds__(WARPS * 32, 4)
     __shared__ float query[ROWS * MAX_DIM];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, dim = (int)args.q_index.shape[2];
     int64_t token = out.first_token + blockIdx.x, n_groups = args.q_index.shape[1];
-    int seq = find_sequence(args.cu_seqlens_q, args.kv.n_seqs, token);
+    int seq = sequence_of(args.cu_seqlens_q, args.kv.n_seqs, token);
     int64_t position = select_position(args, seq, token), step = index_key_step(args.kv);
     int n_visible = select_n_visible(args, position);
     int end = max(n_visible, out.n_filled);

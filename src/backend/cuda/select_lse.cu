@@ -30,13 +30,13 @@ __global__ void __launch_bounds__(WARPS * 32)
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, dim = (int)args.q_index.shape[2];
     int64_t n_groups = args.q_index.shape[1];
     int64_t token = blockIdx.x / n_groups, group = blockIdx.x % n_groups;
-    int seq = find_sequence(args.cu_seqlens_q, args.kv.n_seqs, token);
+    int seq = sequence_of(args.cu_seqlens_q, args.kv.n_seqs, token);
     int64_t position = select_position(args, seq, token), step = index_key_step(args.kv);
     const int32_t *row = (const int32_t *)args.blocks.data + token * args.blocks.stride[0] +
                          group * args.blocks.stride[1];
     const msa_tensor &q = args.q_index;
     for (int d = threadIdx.x; d < dim; d += WARPS * 32) {
-        query[d] = load_activation(q, token * q.stride[0] + group * q.stride[1] + d);
+        query[d] = load_element(q.data, q.dtype, token * q.stride[0] + group * q.stride[1] + d);
     }
     __syncthreads();
 

@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(MERGE_WARPS * 32, 4)
     int64_t row = blockIdx.x * (int64_t)MERGE_WARPS + warp;
     if (row >= n_rows) return;
     int64_t token = row / n_groups, group = row % n_groups;
-    int seq = find_sequence(args.cu_seqlens_q, args.kv.n_seqs, token);
+    int seq = sequence_of(args.cu_seqlens_q, args.kv.n_seqs, token);
     int n_learned = args.topk - args.n_init - args.n_local;
     topk_stream top = {slots[warp], 0, 0};
     for (int share = 0; share < p.n_shares; share++) {
