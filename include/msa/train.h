@@ -19,7 +19,8 @@ extern "C" {
  *
  * Math      (M19), with w the mass that full attention puts on a block, averaged over the heads of
  * a group; I the selected blocks; I* the K best by w. A plain name compares with any I*, _forced
- * with the best I* that contains the forced blocks
+ * with the best I* that contains the forced blocks. Of a DSA layer: tokens in place of blocks, one
+ * row a query, at most 16 queries of a sequence
  */
 typedef struct msa_recall {
     int64_t n_rows; /* queries times groups with a choice; 0: the means are 1 */
@@ -35,12 +36,12 @@ typedef struct msa_recall_args {
     const int32_t *tokens; /* [n_tokens] one sequence */
     int64_t n_tokens;
     msa_dtype dtype;    /* of activations, keys and index keys: f32 or bf16 */
-    int32_t dense;      /* 1: MSA layers attend to everything, as in warm-up; 0: to the selection */
+    int32_t dense;      /* 1: layers attend to everything, as in warm-up; 0: to the selection */
     msa_recall *layers; /* out [n_layers of the model]; layers without selection have n_rows -1 */
 } msa_recall_args;
 MSA_ARGS_INIT(msa_recall_args)
 
-/* Read a sequence with the model and compare each MSA layer's selection with full attention.
+/* Read a sequence with the model and compare each layer's selection with full attention.
  *
  * The model's context does the work; the model is loaded there if it is not yet. Cost: a prefill
  * with full attention, twice over.
@@ -86,7 +87,7 @@ typedef struct msa_trainer_state {
     const char *stage_name;   /* borrowed from the trainer */
     double loss;              /* mean cross-entropy of the step in nats; NaN before the first step
                                  and while the backbone is frozen */
-    double index_loss;        /* (M16), mean over the MSA layers; NaN where nothing was measured */
+    double index_loss;        /* (M16), mean over the layers with one; NaN where nothing was measured */
     double validation_loss;   /* newest; NaN: none yet */
     double grad_norm, index_grad_norm, lr, index_lr;
     double seconds; /* of the step */

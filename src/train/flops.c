@@ -54,22 +54,25 @@ static double earlier_blocks(int64_t length, int64_t block_size)
 static double attention_flops(const msa__config *c, const msa__walk_mode *mode, int32_t layer,
                               int64_t length)
 {
-    int32_t kind = c->layers[layer].attention;
-    double q = (double)c->n_q_heads * c->head_dim, index_q = (double)c->n_kv_heads * c->index_dim;
+    msa__attention_kind kind = c->layers[layer].attention;
+    double q = (double)c->n_q_heads * c->head_dim;
     if (kind == MSA__ATTENTION_LIGHTNING) { /* (L20), (L21); (L24) has four more such products */
         return (mode->freeze_backbone ? 4 : 12) * q * c->head_dim * (double)length;
     }
     int64_t window = kind == MSA__ATTENTION_SWA ? c->window : 0, topk = 0;
-    int32_t index = kind == MSA__ATTENTION_MSA && mode->phase != MSA__PHASE_DENSE;
+    int32_t index = msa__attention_has_index(kind) && mode->phase != MSA__PHASE_DENSE;
+    int32_t sparse = index && mode->phase == MSA__PHASE_SPARSE, dsa = kind == MSA__ATTENTION_DSA;
     int64_t block_size = c->block_size, moba = msa__attention_is_moba(c->layers[layer].attention);
     if (kind == MSA__ATTENTION_WINDOW_CONTROL) topk = c->window_blocks;
-    if (index && mode->phase == MSA__PHASE_SPARSE) topk = c->topk_blocks;
+    if (sparse && dsa) window = c->dsa_topk; /* as many keys as through a window */
+    if (sparse && !dsa) topk = c->topk_blocks;
     if (moba) topk = c->moba_topk, block_size *= c->moba_pages;
+    double index_q = (double)(dsa ? c->dsa_heads : c->n_kv_heads) * c->index_dim;
     double pairs = visible_pairs(length, window, topk, block_size);
     double sum = (mode->freeze_backbone ? 4 : 14) * q * pairs;
     if (moba) return sum + 2 * q * earlier_blocks(length, block_size);
     if (!index) return sum;
-    if (topk > 0) sum += 2 * index_q * visible_pairs(length, 0, 0, c->block_size);
+    if (sparse) sum += 2 * index_q * visible_pairs(length, 0, 0, c->block_size);
     return sum + 2 * (q + 3 * index_q) * pairs;
 }
 

@@ -17,8 +17,9 @@
 static int32_t is_index_slot(const msa__tensor_spec *spec)
 {
     static const size_t slots[] = {
-        offsetof(msa__layer_weights, index_q), offsetof(msa__layer_weights, index_k),
-        offsetof(msa__layer_weights, index_q_norm), offsetof(msa__layer_weights, index_k_norm)};
+        offsetof(msa__layer_weights, index_q),      offsetof(msa__layer_weights, index_k),
+        offsetof(msa__layer_weights, index_q_norm), offsetof(msa__layer_weights, index_k_norm),
+        offsetof(msa__layer_weights, index_k_bias), offsetof(msa__layer_weights, index_weights)};
     if (spec->layer < 0 || spec->expert >= 0) return 0;
     for (size_t i = 0; i < sizeof(slots) / sizeof(slots[0]); i++) {
         if (spec->slot == slots[i]) return 1;
@@ -30,9 +31,9 @@ static int32_t group_of(const msa__tensor_spec *spec)
 {
     if (spec->kind == MSA__KIND_ROUTER_BIAS) return MSA__GROUP_ROUTER_BIAS;
     if (is_index_slot(spec)) {
-        return spec->kind == MSA__KIND_NORM ? MSA__GROUP_INDEX_UNDECAYED : MSA__GROUP_INDEX_DECAYED;
+        return spec->columns ? MSA__GROUP_INDEX_DECAYED : MSA__GROUP_INDEX_UNDECAYED;
     }
-    return spec->kind == MSA__KIND_NORM ? MSA__GROUP_UNDECAYED : MSA__GROUP_DECAYED;
+    return spec->columns ? MSA__GROUP_DECAYED : MSA__GROUP_UNDECAYED;
 }
 
 static msa_status count_one(void *user, const msa__tensor_spec *spec)

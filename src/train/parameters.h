@@ -4,8 +4,9 @@
  *
  *     index, undecayed | index, decayed | backbone, undecayed | backbone, decayed
  *
- * Norms are not decayed, matrices and the embedding are. A tensor begins at a multiple of 64
- * elements; the gaps hold zeros and stay zero. Router biases have no gradient and lie beside.
+ * Vectors, norms and biases, are not decayed, matrices and the embedding are. A tensor begins at a
+ * multiple of 64 elements; the gaps hold zeros and stay zero. Router biases have no gradient and
+ * lie beside.
  */
 #ifndef MSA_TRAIN_PARAMETERS_H
 #define MSA_TRAIN_PARAMETERS_H

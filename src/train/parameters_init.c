@@ -48,7 +48,7 @@ static msa_status randomize_one(msa__parameters *p, const msa__parameter *one, u
     const msa__tensor_spec *spec = &one->spec;
     uint64_t stream = name_stream(spec->name);
     float constant = spec->kind == MSA__KIND_NORM && !p->config->norm_one_plus ? 1.0f : 0.0f;
-    int32_t is_constant = spec->kind == MSA__KIND_NORM || spec->kind == MSA__KIND_ROUTER_BIAS;
+    int32_t is_constant = spec->columns == 0;
     double scale = spread;
     if (writes_residual(spec)) scale /= sqrt(2.0 * p->config->n_layers);
     for (int64_t at = 0; at < one->n; at += PIECE) {

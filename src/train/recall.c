@@ -102,6 +102,9 @@ static msa_status see_layer(void *user, msa__walk *walk, int32_t layer)
     const msa__recall_probe *r = user;
     const msa__config *c = r->config;
     const msa__layer_state *state = &walk->layers[layer];
+    if (c->layers[layer].attention == MSA__ATTENTION_DSA) {
+        return msa__recall_tokens(r, walk, layer, &r->sums[layer]);
+    }
     if (c->layers[layer].attention != MSA__ATTENTION_MSA) return MSA_OK;
     if (walk->mode.phase != MSA__PHASE_SPARSE) MSA_TRY(msa__walk_select(walk, state));
     MSA_TRY(msa__walk_attend_keys(walk, state, 0, r->attended, r->lse));
@@ -131,7 +134,7 @@ void msa__recall_finish(msa__recall_probe *probe, msa_recall *layers)
     const msa__config *c = probe->config;
     for (int32_t i = 0; i < c->n_layers; i++) {
         msa__recall_mean(&probe->sums[i], &layers[i]);
-        if (c->layers[i].attention != MSA__ATTENTION_MSA) layers[i].n_rows = -1;
+        if (!msa__attention_has_index(c->layers[i].attention)) layers[i].n_rows = -1;
     }
     memset(probe->sums, 0, (size_t)c->n_layers * sizeof(*probe->sums));
 }
@@ -146,7 +149,36 @@ static void lay_out(msa__recall_probe *r, msa_dtype dtype, msa__arena *arena)
     r->attended = msa__arena_take(arena, r->max_tokens * q_width, msa_dtype_bytes(dtype));
     r->lse = msa__arena_take(arena, r->max_tokens * c->n_q_heads, sizeof(float));
     r->mass = msa__arena_take(arena, r->piece_rows * c->n_kv_heads * r->max_blocks, sizeof(float));
+    if (c->dsa_heads) {
+        r->scores = msa__arena_take(arena, MSA__RECALL_QUERIES * r->max_tokens, sizeof(float));
+    }
     r->workspace = msa__arena_take(arena, 1, r->workspace_bytes);
+}
+
+static void lay_out_tokens(msa__recall_probe *r, msa__arena *arena)
+{
+    const msa__config *c = r->config;
+    int64_t n = r->max_tokens;
+    r->host_scores = msa__arena_take(arena, MSA__RECALL_QUERIES * n, sizeof(float));
+    r->token_mass = msa__arena_take(arena, MSA__RECALL_QUERIES * n, sizeof(float));
+    r->host_lse = msa__arena_take(arena, n * c->n_q_heads, sizeof(float));
+    r->order = msa__arena_take(arena, n, sizeof(*r->order));
+    r->host_tokens = msa__arena_take(arena, c->dsa_topk, sizeof(int32_t));
+    r->is_chosen = msa__arena_take(arena, n, 1);
+}
+
+static msa_status create_tokens(msa__recall_probe *r)
+{
+    msa__arena arena = {NULL, 0, 0};
+    if (!r->config->dsa_heads) return MSA_OK;
+    lay_out_tokens(r, &arena);
+    r->token_memory = malloc(arena.used);
+    if (!r->token_memory) {
+        return MSA_FAIL(MSA_ENOMEM, "recall: no memory for %lld tokens", (long long)r->max_tokens);
+    }
+    arena = (msa__arena){r->token_memory, 0, 0};
+    lay_out_tokens(r, &arena);
+    return MSA_OK;
 }
 
 static msa_status plan_mass(msa__recall_probe *r, msa_dtype dtype)
@@ -163,6 +195,12 @@ static msa_status plan_mass(msa__recall_probe *r, msa_dtype dtype)
     msa_plan_init(&plan);
     MSA_TRY(msa_block_mass_plan(r->ctx, &args, &plan));
     r->workspace_bytes = plan.workspace_bytes;
+    if (!r->config->dsa_heads) return MSA_OK;
+    msa_linear_args scores = msa__recall_scores(r, dtype, nowhere, r->config->head_dim, nowhere,
+                                                MSA__RECALL_QUERIES, r->max_tokens);
+    msa_plan_init(&plan);
+    MSA_TRY(msa_linear_plan(r->ctx, &scores, &plan));
+    if (plan.workspace_bytes > r->workspace_bytes) r->workspace_bytes = plan.workspace_bytes;
     return MSA_OK;
 }
 
@@ -181,6 +219,7 @@ static msa_status create(msa__recall_probe *r, msa_dtype dtype)
     if (!r->sums || !r->host_mass || !r->host_blocks || !r->best) {
         return MSA_FAIL(MSA_ENOMEM, "recall: no memory for %lld tokens", (long long)r->max_tokens);
     }
+    MSA_TRY(create_tokens(r));
     MSA_TRY(plan_mass(r, dtype));
     msa__arena arena = {NULL, 0, 0};
     lay_out(r, dtype, &arena);
@@ -214,5 +253,6 @@ void msa__recall_destroy(msa__recall_probe *probe)
     free(probe->host_mass);
     free(probe->host_blocks);
     free(probe->best);
+    free(probe->token_memory);
     memset(probe, 0, sizeof(*probe));
 }

@@ -5,6 +5,14 @@
 #include "msa/train.h"
 #include "train/walk.h"
 
+/* Queries of a sequence that are looked at in a DSA layer, evenly spaced. */
+#define MSA__RECALL_QUERIES 16
+
+typedef struct msa__token_mass {
+    float mass;
+    int32_t token;
+} msa__token_mass;
+
 typedef struct msa__recall_probe {
     const msa__config *config;
     msa_context *ctx;
@@ -17,12 +25,19 @@ typedef struct msa__recall_probe {
     float *lse;       /* [T, Hq] of full attention */
     float *mass;      /* [piece_rows, Hkv, N] */
     int32_t *lengths; /* cu_seqlens of queries and of keys */
+    float *scores;    /* [MSA__RECALL_QUERIES, max_tokens]; DSA */
     void *workspace, *memory;
     size_t workspace_bytes, memory_bytes;
 
     /* host memory */
     float *host_mass;
     int32_t *host_blocks, *best;
+    void *token_memory;              /* the rest; DSA */
+    float *host_scores, *token_mass; /* [MSA__RECALL_QUERIES, max_tokens] */
+    float *host_lse;                 /* [T, Hq] */
+    msa__token_mass *order;          /* [max_tokens] */
+    int32_t *host_tokens;            /* [K] */
+    uint8_t *is_chosen;              /* [max_tokens] */
 } msa__recall_probe;
 
 /* A probe for walks of at most max_tokens. MSA_ENOMEM, MSA_EDEVMEM, MSA_EUNSUPPORTED */
@@ -31,7 +46,13 @@ MSA_CHECK_RESULT msa_status msa__recall_create(msa__recall_probe *probe, msa_con
                                                int64_t max_tokens);
 void msa__recall_destroy(msa__recall_probe *probe); /* also of a zeroed struct */
 
-/* Walk up over a batch and add what its rows say. The mode's phase says what MSA layers attend to;
+/* A DSA layer, and the product of queries and keys that it takes. */
+MSA_CHECK_RESULT msa_status msa__recall_tokens(const msa__recall_probe *probe, msa__walk *walk,
+                                               int32_t layer, msa_recall *sums);
+msa_linear_args msa__recall_scores(const msa__recall_probe *probe, msa_dtype dtype, const void *q,
+                                   int64_t q_stride, const void *k, int64_t n_rows, int64_t n_keys);
+
+/* Walk up over a batch and add what its rows say. The mode's phase says what layers attend to;
  * the index branch runs in any case. */
 MSA_CHECK_RESULT msa_status msa__recall_walk(msa__recall_probe *probe, msa__walk *walk,
                                              const msa__walk_batch *batch);

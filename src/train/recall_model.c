@@ -20,8 +20,8 @@ static msa_status check(const msa_recall_args *args)
         return MSA_FAIL(MSA_EINVAL, "recall: n_tokens = %lld, must be in 1..%d",
                         (long long)args->n_tokens, INT32_MAX / 2);
     }
-    if (msa__config_count_attention(&args->model->config, MSA__ATTENTION_MSA) == 0) {
-        return MSA_FAIL(MSA_EINVAL, "recall: the model has no MSA layer");
+    if (msa__config_count_index(&args->model->config) == 0) {
+        return MSA_FAIL(MSA_EINVAL, "recall: the model has no MSA or DSA layer");
     }
     return MSA_OK;
 }

@@ -59,7 +59,7 @@ msa_status msa__stage_open(msa_trainer *t)
     MSA_TRY(msa__walk_create(&t->walk, &args));
     MSA_TRY(msa__balance_create(&t->balance, &t->parameters, s->micro_tokens));
     if (!t->validation || !t->config.recall || s->attention == MSA__PHASE_DENSE) return MSA_OK;
-    if (msa__config_count_attention(&t->model, MSA__ATTENTION_MSA) == 0) return MSA_OK;
+    if (msa__config_count_index(&t->model) == 0) return MSA_OK;
     return msa__recall_create(&t->probe, t->ctx, &t->model, t->parameters.dtype, s->micro_tokens);
 }
 
@@ -83,9 +83,9 @@ static msa__walk_mode step_mode(const msa_trainer *t, int64_t n_targets)
 {
     const msa__train_config *c = &t->config;
     const msa__stage *s = msa__trainer_stage(t);
-    int32_t n_msa = msa__config_count_attention(&t->model, MSA__ATTENTION_MSA);
+    int32_t n_index = msa__config_count_index(&t->model);
     double rows = (double)s->step_tokens * t->model.n_kv_heads;
-    double weight = c->index_lambda / rows / (c->index_mean && n_msa ? n_msa : 1); /* (M16) */
+    double weight = c->index_lambda / rows / (c->index_mean && n_index ? n_index : 1); /* (M16) */
     return (msa__walk_mode){
         .phase = (msa__phase)s->attention,
         .freeze_backbone = s->freeze_backbone,
@@ -109,7 +109,8 @@ static msa_status run_micro(msa_trainer *t, const msa__batch *batch, double *los
     }
     for (int32_t layer = 0; w->mode.measure_index && layer < t->model.n_layers; layer++) {
         if (!msa__walk_has_index(w, layer)) continue;
-        MSA_TRY(msa__sum_rows(t, w->index_loss[layer], (int64_t)w->n_tokens * t->model.n_kv_heads,
+        MSA_TRY(msa__sum_rows(t, w->index_loss[layer],
+                              w->n_tokens * msa__index_rows(&t->model, layer),
                               &t->index_loss[layer]));
     }
     t->flops += msa__flops(&t->parameters, &w->mode, &view);
@@ -119,13 +120,13 @@ static msa_status run_micro(msa_trainer *t, const msa__batch *batch, double *los
 static void finish_losses(msa_trainer *t, double loss, int64_t n_targets)
 {
     const msa__stage *s = msa__trainer_stage(t);
-    double rows = (double)s->step_tokens * t->model.n_kv_heads, sum = 0;
+    double sum = 0;
     int32_t n = 0;
     t->state.loss = s->freeze_backbone ? (double)NAN : loss / (double)(n_targets ? n_targets : 1);
     t->state.index_loss = NAN;
     if (!t->walk.mode.measure_index) return;
     for (int32_t layer = 0; layer < t->model.n_layers; layer++) {
-        t->index_loss[layer] /= rows;
+        t->index_loss[layer] /= (double)(s->step_tokens * msa__index_rows(&t->model, layer));
         if (!msa__walk_has_index(&t->walk, layer)) continue;
         sum += t->index_loss[layer];
         n++;

@@ -50,17 +50,16 @@ static msa_status read_training(msa_trainer *t, const msa_trainer_args *args)
 
 static msa_status check_stage(const msa_trainer *t, const msa__stage *s)
 {
-    int32_t n_msa = msa__config_count_attention(&t->model, MSA__ATTENTION_MSA);
     if (s->length > t->model.max_positions) {
         return MSA_FAIL(MSA_EINVAL,
                         "train: stage %.60s: length = %lld, must be at most %lld by "
                         "model.config's max_position_embeddings",
                         s->name, (long long)s->length, (long long)t->model.max_positions);
     }
-    if (n_msa == 0 && s->attention != MSA__PHASE_DENSE) {
+    if (msa__config_count_index(&t->model) == 0 && s->attention != MSA__PHASE_DENSE) {
         return MSA_FAIL(MSA_EINVAL,
                         "train: stage %.60s: attention must be \"dense\", the model has "
-                        "no MSA layer",
+                        "no MSA or DSA layer",
                         s->name);
     }
     return MSA_OK;

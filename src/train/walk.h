@@ -16,11 +16,11 @@
 #include "model/block_rows.h"
 #include "train/parameters.h"
 
-/* What MSA layers do. */
+/* What layers with an index branch do, MSA and DSA. */
 typedef enum msa__phase {
     MSA__PHASE_DENSE,  /* full attention, no index branch */
     MSA__PHASE_WARMUP, /* full attention; the index branch learns from every visible token */
-    MSA__PHASE_SPARSE  /* attention to the selected blocks; the index branch learns from those */
+    MSA__PHASE_SPARSE  /* attention to what it selects; the index branch learns from that */
 } msa__phase;
 
 /* What stays of a layer for the way down. */
@@ -49,7 +49,7 @@ typedef struct msa__walk_mode {
     int32_t index_reaches_backbone; /* 1: an ablation, KL's gradient goes on into the normed x */
     int32_t measure_index;          /* 1: keep each row's KL in index_loss */
     float loss_weight;              /* of one token's cross-entropy */
-    float index_weight;             /* of one row's KL */
+    float index_weight;             /* of one row's KL; a token has a row a group */
     /* Called on the way up when a layer is done and its state holds what it computed; may be NULL.
      */
     msa_status (*see)(void *user, msa__walk *walk, int32_t layer);
@@ -63,7 +63,9 @@ typedef struct msa__layer_state {
     void *q_raw, *k_raw;       /* [Hq, D], [Hkv, D] A: before the head norm; NULL without one */
     void *q, *k, *v;           /* A */
     void *index_q_raw, *index_k_raw;
-    void *index_q, *index_k; /* [Hkv, Di], [Di] A */
+    void *index_q, *index_k; /* [Hkv, Di], [Di] A; of DSA [Hi, Di], [Di] */
+    float *index_weights;    /* [Hi]; DSA */
+    int32_t *tokens;         /* [K]; DSA */
     void *mixed, *gate;      /* [Hq, D] A: what heads_norm and the output gate take; Lightning, */
     void *attended;        /* [Hq, D] A           where q, k and v have Hq heads and no SiLU yet */
     float *lse;            /* [Hq]; of MoBA [G] of [T, Hkv], one after the other */
@@ -93,14 +95,14 @@ struct msa__walk {
 
     /* results */
     float *loss;          /* [T] cross-entropy of a row */
-    float **index_loss;   /* [n_layers] of [T, Hkv]; NULL: no MSA layer; host array */
+    float **index_loss;   /* [n_layers] of [T, rows]; NULL: no index branch; host array */
     int32_t **expert_ids; /* [n_layers] of [T, topk]; NULL: no MoE layer; host array */
 
     /* of one layer at a time */
     float *d_residual, *d_normed; /* [T, H] */
     void *d_attended;             /* [T, Hq, D] A */
     float *q_f32, *k_f32, *v_f32; /* projections up, their gradients down */
-    float *index_q_f32, *index_k_f32;
+    float *index_q_f32, *index_k_f32, *index_weights_f32;
     float *d_expert_weights; /* [T, topk] */
     int32_t *reverse_offsets, *reverse_queries;
     float *block_means;            /* [blocks, Hkv, D]; models with MoBA layers */
@@ -136,8 +138,21 @@ MSA_CHECK_RESULT msa_status msa__walk_backward(msa__walk *walk);
 /* 1 where the layer's index branch is run. */
 static inline int32_t msa__walk_has_index(const msa__walk *w, int32_t layer)
 {
-    return w->args.config->layers[layer].attention == MSA__ATTENTION_MSA &&
+    return msa__attention_has_index(w->args.config->layers[layer].attention) &&
            w->mode.phase != MSA__PHASE_DENSE;
+}
+
+/* Rows of KL that a token has in a layer with an index branch: a row for a choice. */
+static inline int64_t msa__index_rows(const msa__config *c, int32_t layer)
+{
+    return c->layers[layer].attention == MSA__ATTENTION_DSA ? 1 : c->n_kv_heads;
+}
+
+/* 1 where the layer attends to listed tokens. */
+static inline int32_t msa__walk_lists_tokens(const msa__walk *w, int32_t layer)
+{
+    return w->args.config->layers[layer].attention == MSA__ATTENTION_DSA &&
+           w->mode.phase == MSA__PHASE_SPARSE;
 }
 
 /* Block ids of a row of the layer; 0: the layer attends to keys, not to blocks. */
@@ -213,6 +228,14 @@ msa_status msa__walk_reverse(msa__walk *w, int32_t layer, msa_reverse_index *out
 /* A Lightning layer from normed to attended; and from d_attended to d_normed, which is set. */
 msa_status msa__walk_lightning(msa__walk *w, int32_t layer);
 msa_status msa__walk_lightning_back(msa__walk *w, int32_t layer);
+
+/* The same for DSA layers: index queries, keys and head weights; the chosen tokens; attention over
+ * them; its gradients; KL and, into d_x where it is not NULL, what the ablation wants. */
+msa_status msa__walk_project_token_index(msa__walk *w, int32_t layer);
+msa_status msa__walk_select_tokens(msa__walk *w, const msa__layer_state *s);
+msa_status msa__walk_attend_tokens(msa__walk *w, const msa__layer_state *s, void *out, float *lse);
+msa_status msa__walk_attend_tokens_back(msa__walk *w, int32_t layer);
+msa_status msa__walk_token_index(msa__walk *w, int32_t layer, int32_t with_gradients, float *d_x);
 
 /* KL of one layer and the gradients of its index branch. */
 msa_status msa__walk_index(msa__walk *w, int32_t layer, const msa_reverse_index *reverse,

@@ -188,8 +188,9 @@ static msa_status attention_back(msa__walk *w, int32_t layer)
     if (c->layers[layer].attention == MSA__ATTENTION_LIGHTNING) {
         MSA_TRY(msa__walk_lightning_back(w, layer));
     } else {
-        MSA_TRY(msa__walk_topk(w, layer) > 0 ? msa__walk_attend_blocks_back(w, layer, &reverse)
-                                             : attend_keys_back(w, layer));
+        MSA_TRY(msa__walk_lists_tokens(w, layer) ? msa__walk_attend_tokens_back(w, layer)
+                : msa__walk_topk(w, layer) > 0   ? msa__walk_attend_blocks_back(w, layer, &reverse)
+                                                 : attend_keys_back(w, layer));
         MSA_TRY(projections_back(w, layer));
     }
     if (msa__walk_has_index(w, layer)) MSA_TRY(msa__walk_index(w, layer, &reverse, 1));

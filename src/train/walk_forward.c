@@ -38,6 +38,9 @@ static msa_status project_all(msa__walk *w, int32_t layer)
                     c->n_kv_heads, c->head_dim));
     MSA_TRY(msa__walk_linear(w, x, &weights->v, v, 0));
     if (!msa__walk_has_index(w, layer)) return MSA_OK;
+    if (c->layers[layer].attention == MSA__ATTENTION_DSA) {
+        return msa__walk_project_token_index(w, layer);
+    }
     MSA_TRY(project(w, s->normed, &weights->index_q, &weights->index_q_norm, s->index_q_raw,
                     w->index_q_f32, s->index_q, c->n_kv_heads, c->index_dim));
     return project(w, s->normed, &weights->index_k, &weights->index_k_norm, s->index_k_raw,
@@ -65,6 +68,10 @@ static msa_status attend(msa__walk *w, int32_t layer)
 {
     const msa__config *c = w->args.config;
     const msa__layer_state *s = &w->layers[layer];
+    if (msa__walk_lists_tokens(w, layer)) {
+        MSA_TRY(msa__walk_select_tokens(w, s));
+        return msa__walk_attend_tokens(w, s, s->attended, s->lse);
+    }
     if (msa__walk_topk(w, layer) == 0) {
         int64_t window = c->layers[layer].attention == MSA__ATTENTION_SWA ? c->window : 0;
         return msa__walk_attend_keys(w, s, window, s->attended, s->lse);

@@ -38,6 +38,12 @@ msa_status msa__walk_index(msa__walk *w, int32_t layer, const msa_reverse_index 
                            int32_t with_gradients)
 {
     const msa__config *c = w->args.config;
+    /* sg(X): the normed x gets nothing, but for the ablation that wants it. */
+    int32_t reaches = w->mode.index_reaches_backbone && !w->mode.freeze_backbone;
+    float *d_x = reaches ? w->d_normed : NULL;
+    if (c->layers[layer].attention == MSA__ATTENTION_DSA) {
+        return msa__walk_token_index(w, layer, with_gradients, d_x);
+    }
     MSA_TRY(index_kl(w, layer, reverse, with_gradients));
     if (!with_gradients) return MSA_OK;
     const msa__layer_state *s = &w->layers[layer];
@@ -49,9 +55,6 @@ msa_status msa__walk_index(msa__walk *w, int32_t layer, const msa_reverse_index 
         {&weights->index_k, &weights->index_k_norm, gradient->index_k.w, gradient->index_k_norm,
          s->normed, s->index_k_raw, w->index_k_f32, 1, c->index_dim, 1},
     };
-    /* sg(X): the normed x gets nothing, but for the ablation that wants it. */
-    int32_t reaches = w->mode.index_reaches_backbone && !w->mode.freeze_backbone;
-    float *d_x = reaches ? w->d_normed : NULL;
     for (int i = 0; i < 2; i++) MSA_TRY(msa__walk_project_back(w, &projections[i], d_x, 1));
     return MSA_OK;
 }

@@ -36,7 +36,7 @@ static void lay_out_step(msa__walk *w, msa__arena *arena)
 /* What a state has beyond the plain one. */
 typedef struct state_parts {
     int64_t n_ids; /* block ids of a token */
-    int32_t keys, msa, moba, lightning, moe;
+    int32_t keys, msa, dsa, moba, lightning, moe;
 } state_parts;
 
 static state_parts parts_of_layer(const msa__config *c, int32_t layer)
@@ -45,6 +45,7 @@ static state_parts parts_of_layer(const msa__config *c, int32_t layer)
     return (state_parts){.n_ids = msa__row_heads(c, kind) * msa__row_ids(c, kind),
                          .keys = kind != MSA__ATTENTION_LIGHTNING,
                          .msa = kind == MSA__ATTENTION_MSA,
+                         .dsa = kind == MSA__ATTENTION_DSA,
                          .moba = msa__attention_is_moba(kind),
                          .lightning = kind == MSA__ATTENTION_LIGHTNING,
                          .moe = c->layers[layer].moe};
@@ -59,11 +60,34 @@ static state_parts parts_of_all(const msa__config *c)
         if (one.n_ids > all.n_ids) all.n_ids = one.n_ids;
         all.keys |= one.keys;
         all.msa |= one.msa;
+        all.dsa |= one.dsa;
         all.moba |= one.moba;
         all.lightning |= one.lightning;
         all.moe |= one.moe;
     }
     return all;
+}
+
+/* What index branches keep: of an MSA layer, of a DSA layer, or of either in turn. */
+static void lay_out_index(const msa__walk *w, msa__layer_state *s, state_parts parts,
+                          msa__arena *arena)
+{
+    const msa__config *c = w->args.config;
+    int64_t n = w->args.max_tokens, n_heads = parts.msa ? c->n_kv_heads : 0;
+    size_t dim = (size_t)c->index_dim * msa_dtype_bytes(w->args.dtype);
+    if (!parts.msa && !parts.dsa) return;
+    if (parts.dsa && c->dsa_heads > n_heads) n_heads = c->dsa_heads;
+    s->index_k_raw = msa__arena_take(arena, n, dim);
+    s->index_q = msa__arena_take(arena, n * n_heads, dim);
+    s->index_k = msa__arena_take(arena, n, dim);
+    if (parts.msa) {
+        s->index_q_raw = msa__arena_take(arena, n * c->n_kv_heads, dim);
+        s->index_lse = msa__arena_take(arena, n, (size_t)c->n_kv_heads * sizeof(float));
+    }
+    if (parts.dsa) {
+        s->index_weights = msa__arena_take(arena, n, (size_t)c->dsa_heads * sizeof(float));
+        s->tokens = msa__arena_take(arena, n, (size_t)c->dsa_topk * sizeof(int32_t));
+    }
 }
 
 static void lay_out_state(const msa__walk *w, msa__layer_state *s, state_parts parts,
@@ -74,7 +98,6 @@ static void lay_out_state(const msa__walk *w, msa__layer_state *s, state_parts p
     size_t element = msa_dtype_bytes(w->args.dtype), hidden = (size_t)c->hidden_size;
     size_t q = (size_t)c->n_q_heads * (size_t)c->head_dim;
     size_t kv = parts.lightning ? q : (size_t)c->n_kv_heads * (size_t)c->head_dim;
-    size_t index_q = (size_t)c->n_kv_heads * (size_t)c->index_dim;
     memset(s, 0, sizeof(*s));
     s->residual_mid = msa__arena_take(arena, n, hidden * sizeof(float));
     s->normed = msa__arena_take(arena, n, hidden * element);
@@ -89,13 +112,7 @@ static void lay_out_state(const msa__walk *w, msa__layer_state *s, state_parts p
     s->attended = msa__arena_take(arena, n, q * element);
     if (parts.keys) s->lse = msa__arena_take(arena, n, (size_t)c->n_q_heads * sizeof(float));
     if (parts.n_ids) s->blocks = msa__arena_take(arena, n, (size_t)parts.n_ids * sizeof(int32_t));
-    if (parts.msa) {
-        s->index_q_raw = msa__arena_take(arena, n, index_q * element);
-        s->index_k_raw = msa__arena_take(arena, n, (size_t)c->index_dim * element);
-        s->index_q = msa__arena_take(arena, n, index_q * element);
-        s->index_k = msa__arena_take(arena, n, (size_t)c->index_dim * element);
-        s->index_lse = msa__arena_take(arena, n, (size_t)c->n_kv_heads * sizeof(float));
-    }
+    lay_out_index(w, s, parts, arena);
     if (parts.lightning) {
         s->mixed = msa__arena_take(arena, n, q * element);
         s->gate = msa__arena_take(arena, n, q * element);
@@ -125,7 +142,9 @@ static void lay_out_layers(msa__walk *w, msa__arena *arena)
         w->index_loss[i] = NULL;
         w->expert_ids[i] = NULL;
         if (w->args.keep == MSA__KEEP_ALL) lay_out_state(w, &w->layers[i], parts, arena);
-        if (parts.msa) w->index_loss[i] = msa__arena_take(arena, n * c->n_kv_heads, sizeof(float));
+        if (parts.msa || parts.dsa) {
+            w->index_loss[i] = msa__arena_take(arena, n * msa__index_rows(c, i), sizeof(float));
+        }
         if (parts.moe) {
             w->expert_ids[i] =
                 msa__arena_take(arena, n, (size_t)c->n_experts_per_token * sizeof(int32_t));
@@ -150,9 +169,10 @@ static void lay_out_scratch(msa__walk *w, msa__arena *arena)
     }
     w->q_f32 = msa__arena_take(arena, n, q * sizeof(float));
     w->k_f32 = msa__arena_take(arena, n, kv * sizeof(float));
-    if (parts.msa) {
-        w->index_q_f32 =
-            msa__arena_take(arena, n * c->n_kv_heads, (size_t)c->index_dim * sizeof(float));
+    if (parts.msa || parts.dsa) {
+        int64_t n_heads = c->dsa_heads > c->n_kv_heads ? c->dsa_heads : c->n_kv_heads;
+        w->index_q_f32 = msa__arena_take(arena, n * n_heads, (size_t)c->index_dim * sizeof(float));
+        w->index_weights_f32 = msa__arena_take(arena, n, (size_t)c->dsa_heads * sizeof(float));
         w->index_k_f32 = msa__arena_take(arena, n, (size_t)c->index_dim * sizeof(float));
     }
     if (parts.n_ids) {
@@ -213,7 +233,7 @@ static msa_status plan(msa__walk *w)
     w->n_tokens = w->n_seqs = (int32_t)w->args.max_tokens;
     lay_out(w, &arena);
     MSA_TRY(plan_phase(w, MSA__PHASE_DENSE, 0));
-    if (parts_of_all(w->args.config).msa) {
+    if (msa__config_count_index(w->args.config) > 0) {
         MSA_TRY(plan_phase(w, MSA__PHASE_WARMUP, 0));
         MSA_TRY(plan_phase(w, MSA__PHASE_SPARSE, 0));
     }

@@ -57,9 +57,12 @@ static uint64_t choices(const tiny *t)
             TINY_TOKENS * msa__row_heads(&t->config, t->config.layers[layer].attention);
         int64_t n_blocks = n_rows * msa__walk_topk(&t->walk, layer);
         int64_t n_ids = t->config.layers[layer].moe ? TINY_TOKENS * 2 : 0;
-        const void *arrays[] = {t->walk.layers[layer].blocks, t->walk.expert_ids[layer]};
-        int64_t counts[] = {n_blocks, n_ids};
-        for (int a = 0; a < 2; a++) {
+        int64_t n_tokens = TINY_TOKENS * (int64_t)t->config.dsa_topk;
+        if (!msa__walk_lists_tokens(&t->walk, layer)) n_tokens = 0;
+        const void *arrays[] = {t->walk.layers[layer].blocks, t->walk.expert_ids[layer],
+                                t->walk.layers[layer].tokens};
+        int64_t counts[] = {n_blocks, n_ids, n_tokens};
+        for (int a = 0; a < 3; a++) {
             if (!counts[a]) continue;
             float *copy = tiny_copy(t, arrays[a], counts[a]);
             const unsigned char *bytes = (const unsigned char *)copy;
@@ -161,6 +164,13 @@ static void test_differences_lightning(void **state)
     check_model(tiny_lightning_config, MSA__PHASE_DENSE);
 }
 
+static void test_differences_dsa(void **state)
+{
+    (void)state;
+    check_model(tiny_dsa_config, MSA__PHASE_WARMUP);
+    check_model(tiny_dsa_config, MSA__PHASE_SPARSE);
+}
+
 /* ---- the same bits ------------------------------------------------------------------------ */
 
 static float *gradients_of(const char *config, const char *backend, int32_t n_threads,
@@ -197,22 +207,21 @@ static int32_t any_nonzero(const float *x, int64_t begin, int64_t end)
 static void test_kl_leaves_backbone_alone(void **state)
 {
     (void)state;
-    for (int phase = MSA__PHASE_WARMUP; phase <= MSA__PHASE_SPARSE; phase++) {
+    for (int n = 0; n < 4; n++) {
+        const char *config = n / 2 ? tiny_dsa_config : tiny_config;
         msa__parameters layout;
-        msa__walk_mode with = mode_of((msa__phase)phase), without = with;
+        msa__walk_mode with = mode_of(n % 2 ? MSA__PHASE_SPARSE : MSA__PHASE_WARMUP);
+        msa__walk_mode without = with;
         without.index_weight = 0;
-        float *a =
-            gradients_of(tiny_config, "cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &with, &layout);
-        float *b =
-            gradients_of(tiny_config, "cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &without, NULL);
+        float *a = gradients_of(config, "cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &with, &layout);
+        float *b = gradients_of(config, "cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &without, NULL);
         int64_t backbone = layout.group_begin[MSA__GROUP_UNDECAYED];
         expect_same(a, b, backbone, layout.n);
         assert_true(any_nonzero(a, 0, backbone));
         assert_false(any_nonzero(b, 0, backbone));
         without = with;
         without.loss_weight = 0;
-        float *c =
-            gradients_of(tiny_config, "cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &without, NULL);
+        float *c = gradients_of(config, "cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &without, NULL);
         expect_same(a, c, 0, backbone);
         assert_false(any_nonzero(c, backbone, layout.n));
         free(a);
@@ -225,30 +234,32 @@ static void test_kl_leaves_backbone_alone(void **state)
 static void test_ablation_reaches_backbone(void **state)
 {
     (void)state;
-    msa__parameters layout;
-    msa__walk_mode detached = mode_of(MSA__PHASE_SPARSE), attached = detached;
-    attached.index_reaches_backbone = 1;
-    attached.loss_weight = 0;
-    float *a =
-        gradients_of(tiny_config, "cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &detached, &layout);
-    float *b = gradients_of(tiny_config, "cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &attached, NULL);
-    int64_t backbone = layout.group_begin[MSA__GROUP_UNDECAYED];
-    assert_true(any_nonzero(b, backbone, layout.n));
-    free(a);
-    free(b);
+    for (int n = 0; n < 2; n++) {
+        const char *config = n ? tiny_dsa_config : tiny_config;
+        msa__parameters layout;
+        msa__walk_mode detached = mode_of(MSA__PHASE_SPARSE), attached = detached;
+        attached.index_reaches_backbone = 1;
+        attached.loss_weight = 0;
+        float *a = gradients_of(config, "cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &detached, &layout);
+        float *b = gradients_of(config, "cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &attached, NULL);
+        int64_t backbone = layout.group_begin[MSA__GROUP_UNDECAYED];
+        assert_true(any_nonzero(b, backbone, layout.n));
+        free(a);
+        free(b);
+    }
 }
 
 static void test_frozen_backbone_gives_same_index_gradients(void **state)
 {
     (void)state;
-    for (int phase = MSA__PHASE_WARMUP; phase <= MSA__PHASE_SPARSE; phase++) {
+    for (int n = 0; n < 4; n++) {
+        const char *config = n / 2 ? tiny_dsa_config : tiny_config;
         msa__parameters layout;
-        msa__walk_mode open = mode_of((msa__phase)phase), frozen = open;
+        msa__walk_mode open = mode_of(n % 2 ? MSA__PHASE_SPARSE : MSA__PHASE_WARMUP);
+        msa__walk_mode frozen = open;
         frozen.freeze_backbone = 1;
-        float *a =
-            gradients_of(tiny_config, "cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &open, &layout);
-        float *b =
-            gradients_of(tiny_config, "cpu", 2, MSA_DTYPE_F32, MSA__KEEP_NOTHING, &frozen, NULL);
+        float *a = gradients_of(config, "cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &open, &layout);
+        float *b = gradients_of(config, "cpu", 2, MSA_DTYPE_F32, MSA__KEEP_NOTHING, &frozen, NULL);
         int64_t backbone = layout.group_begin[MSA__GROUP_UNDECAYED];
         expect_same(a, b, 0, backbone);
         assert_false(any_nonzero(b, backbone, layout.n));
@@ -264,6 +275,7 @@ static const struct {
     {&tiny_config, MSA__PHASE_DENSE},      {&tiny_config, MSA__PHASE_WARMUP},
     {&tiny_config, MSA__PHASE_SPARSE},     {&tiny_window_config, MSA__PHASE_DENSE},
     {&tiny_moba_config, MSA__PHASE_DENSE}, {&tiny_lightning_config, MSA__PHASE_DENSE},
+    {&tiny_dsa_config, MSA__PHASE_WARMUP}, {&tiny_dsa_config, MSA__PHASE_SPARSE},
 };
 #define N_MODELS (int)(sizeof(models) / sizeof(models[0]))
 
@@ -318,6 +330,7 @@ int main(void)
         cmocka_unit_test(test_differences_windows),
         cmocka_unit_test(test_differences_moba),
         cmocka_unit_test(test_differences_lightning),
+        cmocka_unit_test(test_differences_dsa),
         cmocka_unit_test(test_kl_leaves_backbone_alone),
         cmocka_unit_test(test_ablation_reaches_backbone),
         cmocka_unit_test(test_frozen_backbone_gives_same_index_gradients),

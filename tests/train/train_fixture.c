@@ -46,6 +46,10 @@ const char *const tiny_moba_config = PLAIN("\"layer_types\": [\"moba\", \"moba_g
 const char *const tiny_lightning_config =
     PLAIN("\"layer_types\": [\"lightning\", \"full_attention\", \"lightning\"]");
 
+const char *const tiny_dsa_config =
+    PLAIN("\"layer_types\": [\"full_attention\", \"dsa\", \"dsa\"], \"dsa_index_heads\": 3,"
+          "\"dsa_index_dim\": 32, \"dsa_topk\": 12");
+
 /* Of the weights: no token is so near to another choice of experts or blocks that a small step of a
  * finite difference changes it. */
 #define SEED 1
@@ -168,7 +172,6 @@ static msa_status see_index(void *user, msa__walk *w, int32_t layer)
 tiny_loss tiny_forward(tiny *t, const msa__walk_mode *mode)
 {
     tiny_loss loss = {0, 0};
-    int64_t rows = (int64_t)TINY_TOKENS * t->config.n_kv_heads;
     t->walk.mode = *mode;
     t->walk.mode.measure_index = 1;
     t->walk.mode.see = see_index;
@@ -177,7 +180,9 @@ tiny_loss tiny_forward(tiny *t, const msa__walk_mode *mode)
     loss.language = (double)mode->loss_weight * sum_of(t, t->walk.loss, TINY_TOKENS);
     for (int32_t layer = 0; layer < t->config.n_layers; layer++) {
         if (!msa__walk_has_index(&t->walk, layer)) continue;
-        loss.index += (double)mode->index_weight * sum_of(t, t->walk.index_loss[layer], rows);
+        int64_t n = msa__index_rows(&t->config, layer);
+        double weight = (double)mode->index_weight * (double)(t->config.n_kv_heads / n);
+        loss.index += weight * sum_of(t, t->walk.index_loss[layer], TINY_TOKENS * n);
     }
     return loss;
 }

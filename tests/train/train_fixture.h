@@ -22,6 +22,9 @@ extern const char *const tiny_moba_config;
 /* The same with Lightning layers, first and last. */
 extern const char *const tiny_lightning_config;
 
+/* The same with DSA layers: three index heads, 12 tokens. */
+extern const char *const tiny_dsa_config;
+
 typedef struct tiny {
     msa_context *ctx;
     msa__config config;
