@@ -214,7 +214,8 @@ static msa_status create(msa__recall_probe *r, msa_dtype dtype)
     if (r->piece_rows > r->max_tokens) r->piece_rows = r->max_tokens;
     r->sums = calloc((size_t)c->n_layers, sizeof(*r->sums));
     r->host_mass = malloc((size_t)(r->piece_rows * groups * r->max_blocks) * sizeof(float));
-    r->host_blocks = malloc((size_t)(r->max_tokens * groups * c->topk_blocks) * sizeof(int32_t));
+    int64_t n_ids = r->max_tokens * groups * (c->topk_blocks ? c->topk_blocks : 1);
+    r->host_blocks = malloc((size_t)n_ids * sizeof(int32_t));
     r->best = malloc(MSA__RECALL_ROW_IDS * sizeof(int32_t));
     if (!r->sums || !r->host_mass || !r->host_blocks || !r->best) {
         return MSA_FAIL(MSA_ENOMEM, "recall: no memory for %lld tokens", (long long)r->max_tokens);

@@ -21,7 +21,7 @@ OFFSETS = {}
 for of, field, offset in re.findall(r"AT\((\w+), (\w+), (\d+)\)", LAYOUTS):
     OFFSETS.setdefault(of, {})[field] = int(offset)
 SIZES = {name: int(size) for name, size in re.findall(r"SIZE\((\w+), (\d+)\)", LAYOUTS)}
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int32: 5}
 
 T, H, I, E, TOPK, VOCAB = 37, 48, 40, 6, 2, 61
 
@@ -215,6 +215,88 @@ def test_rope(run):
     turned = [first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin(), rest]
     torch.cat(turned, -1).backward(d.double())
     close(dx, a.grad)
+
+
+@pytest.mark.parametrize("one_plus", [0, 1])
+def test_layernorm(run, one_plus):
+    x, w, bias, d = new(T, H), new(H), new(H), new(T, H)
+    out, dx, d_weight, d_bias = torch.empty(T, H), torch.empty(T, H), torch.ones(H), torch.zeros(H)
+    run("layernorm", x=x, weight=w, bias=bias, eps=1e-3, one_plus=one_plus, out=out)
+    run("layernorm_backward", x=x, weight=w, eps=1e-3, one_plus=one_plus, d_out=d, dx=dx, d_weight=d_weight,
+        d_bias=d_bias)
+    a, b, c = leaf(x), leaf(w), leaf(bias)
+    y = torch.nn.functional.layer_norm(a, (H,), b + one_plus, c, 1e-3)
+    y.backward(d.double())
+    close(out, y)
+    close(dx, a.grad)
+    close(d_weight, b.grad + 1)
+    close(d_bias, c.grad)
+
+
+def view(cu_seqlens, **lanes):
+    """msa_kv_view of packed documents."""
+    return bytes(arguments("msa_kv_view", cu_seqlens_k=cu_seqlens, n_seqs=len(cu_seqlens) - 1, **lanes))
+
+
+def rows_of(lengths, width):
+    """Some visible tokens of each query, -1 behind them, and which (query, key) pairs of the packed keys that is."""
+    n, rows = sum(lengths), []
+    listed = torch.zeros(n, n, dtype=torch.bool)
+    for begin, length in zip([sum(lengths[:i]) for i in range(len(lengths))], lengths):
+        for i in range(length):
+            row = torch.randperm(i + 1)[: min(width, i // 2 + 1)].sort().values
+            listed[begin + i, begin + row] = True
+            rows.append(torch.nn.functional.pad(row, (0, width - len(row)), value=-1))
+    return torch.stack(rows).int(), listed
+
+
+LENGTHS, HEADS, GROUPS, DIM = (31, 59), 4, 2, 16
+
+
+def attention_scores(q, k):
+    return torch.einsum("ihd,jhd->hij", q, k.repeat_interleave(HEADS // GROUPS, 1)) / DIM**0.5
+
+
+def test_attention_over_tokens(run):
+    n, (tokens, listed) = sum(LENGTHS), rows_of(LENGTHS, 9)
+    q, k, v, d = new(n, HEADS, DIM), new(n, GROUPS, DIM), new(n, GROUPS, DIM), new(n, HEADS, DIM)
+    cu_seqlens = torch.tensor([0, LENGTHS[0], n], dtype=torch.int32)
+    out, lse, dq = torch.empty(n, HEADS, DIM), torch.empty(n, HEADS), torch.empty(n, HEADS, DIM)
+    dk, dv = torch.empty(n, GROUPS, DIM), torch.empty(n, GROUPS, DIM)
+    call = dict(q=q, kv=view(cu_seqlens, k=k, v=v), cu_seqlens_q=cu_seqlens, tokens=tokens, out=out, lse=lse)
+    run("token_attend", **call)
+    run("token_attend_backward", **call, d_out=d, dq=dq, dk=dk, dv=dv)
+    leaves = [leaf(t) for t in (q, k, v)]
+    scores = attention_scores(*leaves[:2]).masked_fill(~listed, -torch.inf)
+    y = torch.einsum("hij,jhd->ihd", scores.softmax(-1), leaves[2].repeat_interleave(HEADS // GROUPS, 1))
+    y.backward(d.double())
+    close(out, y)
+    for gradient, of in zip((dq, dk, dv), leaves):
+        close(gradient, of.grad)
+
+
+@pytest.mark.parametrize("warm_up", [False, True])
+def test_kl_of_tokens(run, warm_up):
+    n, index_heads, (tokens, listed) = sum(LENGTHS), 3, rows_of(LENGTHS, 9)
+    if warm_up:
+        listed = torch.block_diag(*(torch.ones(m, m).tril() for m in LENGTHS)) > 0
+    q, k, q_index, k_index = new(n, HEADS, DIM), new(n, GROUPS, DIM), new(n, index_heads, DIM), new(n, DIM)
+    weights, cu_seqlens = new(n, index_heads), torch.tensor([0, LENGTHS[0], n], dtype=torch.int32)
+    scores = attention_scores(q.double(), k.double()).masked_fill(~listed, -torch.inf)
+    teacher, lse = scores.softmax(-1).mean(0), scores.logsumexp(-1).T.float().contiguous()
+    loss, dq, d_weights, dk = torch.empty(n), torch.empty_like(q_index), torch.empty_like(weights), torch.empty(n, DIM)
+    run("token_kl", q=q, q_index=q_index, weights=weights, kv=view(cu_seqlens, k=k, k_index=k_index),
+        cu_seqlens_q=cu_seqlens, weight=0.5, lse=lse, loss=loss, dq_index=dq, d_weights=d_weights, dk_index=dk,
+        **({} if warm_up else {"tokens": tokens}))
+    leaves = [leaf(t) for t in (q_index, weights, k_index)]
+    products = torch.einsum("ihd,jd->ihj", leaves[0], leaves[2]).relu()
+    index = torch.einsum("ih,ihj->ij", leaves[1], products) / (index_heads * DIM) ** 0.5
+    student = index.masked_fill(~listed, -torch.inf).log_softmax(-1)
+    terms = (teacher * (teacher.log() - student)).masked_fill(~listed, 0)
+    (0.5 * terms.sum()).backward()
+    close(loss, terms.sum(-1))
+    for gradient, of in zip((dq, d_weights, dk), leaves):
+        close(gradient, of.grad)
 
 
 def test_lightning(run):

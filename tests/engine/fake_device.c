@@ -24,6 +24,12 @@
     X(linear, 1)                                                                                   \
     X(router, 0)                                                                                   \
     X(moe, 1)                                                                                      \
+    X(layernorm, 0)                                                                                \
+    X(layernorm_backward, 1)                                                                       \
+    X(token_select, 1)                                                                             \
+    X(token_attend, 1)                                                                             \
+    X(token_attend_backward, 1)                                                                    \
+    X(token_kl, 1)                                                                                 \
     X(reverse_index, 1)                                                                            \
     X(attend_backward, 1)                                                                          \
     X(dense_attend_backward, 1)                                                                    \
@@ -296,6 +302,40 @@ static void expect_attention_gradient(const call *c)
     }
 }
 
+static void expect_tokens(const call *c)
+{
+    switch (c->id) {
+    case ID_token_select:
+        expect_device("kv.k_index", c->args.token_select.kv.k_index.data);
+        EXPECT(token_select, cu_seqlens_q);
+        EXPECT(token_select, weights.data);
+        EXPECT(token_select, tokens.data);
+        break;
+    case ID_token_attend:
+        expect_view(&c->args.token_attend.kv);
+        EXPECT(token_attend, tokens.data);
+        EXPECT(token_attend, out.data);
+        break;
+    case ID_token_attend_backward:
+        expect_view(&c->args.token_attend_backward.kv);
+        EXPECT(token_attend_backward, tokens.data);
+        EXPECT(token_attend_backward, dq.data);
+        break;
+    case ID_token_kl:
+        expect_view(&c->args.token_kl.kv);
+        EXPECT(token_kl, lse.data);
+        EXPECT(token_kl, dq_index.data);
+        break;
+    case ID_layernorm:
+        EXPECT(layernorm, x.data);
+        EXPECT(layernorm, bias.data);
+        break;
+    default:
+        EXPECT(layernorm_backward, x.data);
+        EXPECT(layernorm_backward, d_bias.data);
+    }
+}
+
 static void expect_layer_gradient(const call *c)
 {
     switch (c->id) {
@@ -392,6 +432,14 @@ static void expect_device_arguments(const call *c)
         break;
     case ID_moe:
         expect_moe(&c->args.moe);
+        break;
+    case ID_layernorm:
+    case ID_layernorm_backward:
+    case ID_token_select:
+    case ID_token_attend:
+    case ID_token_attend_backward:
+    case ID_token_kl:
+        expect_tokens(c);
         break;
     case ID_reverse_index:
     case ID_attend_backward:

@@ -128,6 +128,11 @@ static int32_t is_moba(const msa__config *c, int32_t layer)
     return msa__attention_is_moba(c->layers[layer].attention);
 }
 
+static int32_t is_dsa(const msa__config *c, int32_t layer)
+{
+    return c->layers[layer].attention == MSA__ATTENTION_DSA;
+}
+
 /* Pairs that the rows of a layer see, counted one by one. */
 static double count_pairs(const msa__config *c, int32_t layer, int32_t sparse)
 {
@@ -144,6 +149,7 @@ static double count_pairs(const msa__config *c, int32_t layer, int32_t sparse)
             if (is_moba(c, layer) && kept > c->moba_topk) kept = c->moba_topk; /* of one page */
             double seen = (kept - 1) * c->block_size + i % c->block_size + 1;
             if (kind == MSA__ATTENTION_SWA && i + 1 > c->window) seen = c->window;
+            if (sparse && is_dsa(c, layer) && i + 1 > c->dsa_topk) seen = c->dsa_topk;
             pairs += seen;
         }
     }
@@ -165,7 +171,7 @@ static void check_flops(const char *config, msa__phase phase, double matrices)
     msa__walk_mode mode = {.phase = phase};
     tiny_create(&t, config, "cpu", 1, MSA_DTYPE_F32, MSA__KEEP_ALL);
     const msa__config *c = &t.config;
-    double q = c->n_q_heads * c->head_dim, index_q = c->n_kv_heads * c->index_dim;
+    double q = c->n_q_heads * c->head_dim;
     double expected = matrices * TINY_TOKENS;
     for (int32_t layer = 0; layer < c->n_layers; layer++) {
         if (c->layers[layer].attention == MSA__ATTENTION_LIGHTNING) {
@@ -175,7 +181,9 @@ static void check_flops(const char *config, msa__phase phase, double matrices)
         double pairs = count_pairs(c, layer, phase == MSA__PHASE_SPARSE);
         expected += 14 * q * pairs;
         if (is_moba(c, layer)) expected += 2 * q * count_gates(c);
-        if (c->layers[layer].attention != MSA__ATTENTION_MSA || phase == MSA__PHASE_DENSE) continue;
+        if (!msa__attention_has_index(c->layers[layer].attention)) continue;
+        if (phase == MSA__PHASE_DENSE) continue;
+        double index_q = (is_dsa(c, layer) ? c->dsa_heads : c->n_kv_heads) * c->index_dim;
         expected += 2 * (q + 3 * index_q) * pairs;
         if (phase == MSA__PHASE_SPARSE) expected += 2 * index_q * count_pairs(c, layer, 0);
     }
@@ -196,6 +204,11 @@ static void test_operations(void **state)
     check_flops(tiny_config, MSA__PHASE_SPARSE, m3 + 4 * 2 * index);
     check_flops(tiny_window_config, MSA__PHASE_DENSE, 6 * (3 * attention + 3 * dense + head));
     check_flops(tiny_moba_config, MSA__PHASE_DENSE, 6 * (3 * attention + 3 * dense + head));
+    index = 48 * 3 * 32 + 48 * 32 + 48 * 3; /* index queries, keys, head weights */
+    check_flops(tiny_dsa_config, MSA__PHASE_WARMUP,
+                6 * (3 * attention + 3 * dense + head) + 4 * 2 * index);
+    check_flops(tiny_dsa_config, MSA__PHASE_SPARSE,
+                6 * (3 * attention + 3 * dense + head) + 4 * 2 * index);
     check_flops(tiny_lightning_config, MSA__PHASE_DENSE,
                 6 * (2 * lightning + attention + 3 * dense + head));
 }

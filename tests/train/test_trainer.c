@@ -43,6 +43,10 @@
     MODEL_WITH("\"layer_types\": [\"moba\", \"lightning\", \"moba_group\"],"                       \
                "\"index_block_size\": 16, \"moba_block_size\": 16, \"moba_topk\": 2")
 
+#define DSA_KINDS                                                                                  \
+    MODEL_WITH("\"layer_types\": [\"full_attention\", \"dsa\", \"dsa\"],"                          \
+               "\"dsa_index_heads\": 2, \"dsa_index_dim\": 16, \"dsa_topk\": 24")
+
 /* @ is the test's folder, % the output below it. */
 #define CONFIG(stages, more) CONFIG_OF(MODEL, stages, more)
 #define CONFIG_OF(model, stages, more)                                                             \
@@ -197,6 +201,39 @@ static void test_resume_is_exact(void **state)
     expect_same_files(&c, "whole/step-000006/trainer.state", "parts/step-000006/trainer.state");
     expect_same_files(&c, "whole/step-000006/model.safetensors",
                       "parts/step-000006/model.safetensors");
+    corpus_remove(&c);
+}
+
+/* The stages of a model whose index branch chooses tokens: its recall is in the log, and it goes on
+ * with the same bits. */
+static void test_stages_of_dsa(void **state)
+{
+    (void)state;
+    corpus c = make_corpus();
+    static const char config[] = CONFIG_OF(
+        DSA_KINDS,
+        "{\"attention\": \"dense\", \"steps\": 20}, {\"attention\": \"warmup\", \"steps\": 20},"
+        "{\"attention\": \"sparse\", \"steps\": 10}",
+        "\"validation\": {\"every\": 50, \"batches\": 1, \"data\": {\"tokenizer\": "
+        "\"@/tokenizer\", \"cache\": \"@/cache\", \"sources\": [{\"text\": \"@/text\"}]}},");
+    msa_trainer_state s = run_steps(&c, config, "whole", 50);
+    assert_true(s.validation_loss < 0.5);
+    assert_true(s.index_loss >= 0 && s.index_loss < 0.5);
+    int steps[] = {13, 17, 15, 5};
+    for (int i = 0; i < 4; i++) (void)run_steps(&c, config, "parts", steps[i]);
+    expect_same_files(&c, "whole/step-000050/trainer.state", "parts/step-000050/trainer.state");
+    expect_same_files(&c, "whole/step-000050/model.safetensors",
+                      "parts/step-000050/model.safetensors");
+    size_t n;
+    char *log = read_file(corpus_path(&c, "whole/log.jsonl"), &n);
+    const char *ratios = strstr(log, "\"step\": 50");
+    assert_non_null(ratios);
+    ratios = strstr(ratios, "\"oracle_ratio\": [");
+    assert_non_null(ratios);
+    double first = 0, second = 0;
+    assert_int_equal(sscanf(ratios, "\"oracle_ratio\": [%lf, %lf]", &first, &second), 2);
+    assert_true(first > 0.5 && first <= 1 && second > 0.5 && second <= 1);
+    free(log);
     corpus_remove(&c);
 }
 
@@ -445,11 +482,17 @@ static void test_other_run_is_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_learns_a_pattern),     cmocka_unit_test(test_resume_is_exact),
-        cmocka_unit_test(test_other_kinds),          cmocka_unit_test(test_recomputation_is_exact),
-        cmocka_unit_test(test_killed_at_any_time),   cmocka_unit_test(test_gate_ends_a_stage),
-        cmocka_unit_test(test_not_finite),           cmocka_unit_test(test_checkpoint_is_a_model),
-        cmocka_unit_test(test_old_checkpoints_go),   cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_learns_a_pattern),
+        cmocka_unit_test(test_resume_is_exact),
+        cmocka_unit_test(test_stages_of_dsa),
+        cmocka_unit_test(test_other_kinds),
+        cmocka_unit_test(test_recomputation_is_exact),
+        cmocka_unit_test(test_killed_at_any_time),
+        cmocka_unit_test(test_gate_ends_a_stage),
+        cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_checkpoint_is_a_model),
+        cmocka_unit_test(test_old_checkpoints_go),
+        cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_other_run_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
