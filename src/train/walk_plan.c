@@ -254,10 +254,6 @@ static msa_status check(const msa__walk_args *args)
         return MSA_FAIL(MSA_EINVAL, "train: %lld tokens in a micro-batch, must be 1..%d",
                         (long long)args->max_tokens, INT32_MAX / 2);
     }
-    for (int32_t i = 0; i < args->config->n_layers; i++) {
-        if (args->config->layers[i].attention != MSA__ATTENTION_DSA) continue;
-        return MSA_FAIL(MSA_EUNSUPPORTED, "train: layer %d: DSA layers cannot be trained", i);
-    }
     return MSA_OK;
 }
 
