@@ -1,9 +1,10 @@
 #!/bin/sh
 # See it work: sh run.sh [FILE]
 #
-# Builds the program, makes a small random M3-shaped model, reads a long text with sparse attention (FILE,
-# or 64K tokens of the documents on this machine), generates a little, does the same with dense attention
-# and puts the two beside each other. The model is random: the numbers are real, the text is noise.
+# Builds the program and reads a long text (FILE, or what this project and this machine have to read) with
+# sparse attention, then with dense attention, and puts the two beside each other.
+# With a trained model in models/ a fact is hidden in 132K tokens of the text, another one each time, and
+# the model is asked for it. Without one a random model reads: the numbers are real, its text is noise.
 set -eu
 cd "$(dirname "$0")"
 sh scripts/setup.sh
@@ -12,34 +13,58 @@ sh scripts/build.sh release msa_program
 msa=build/release/cli/msa
 demo=build/demo
 mkdir -p "$demo"
-
-if [ ! -f "$demo/model/config.json" ]; then
-    echo "== making a model"
-    rm -rf "$demo/model.part"
-    "$msa" make-model "$demo/model.part" --preset small
-    mv "$demo/model.part" "$demo/model"
-fi
-"$msa" inspect "$demo/model"
-
 text=${1:-}
-echo
-if [ -z "$text" ]; then
-    text="$demo/text.txt"
-    python3 scripts/gather_text.py "$text" 65600
-fi
 
-for attention in sparse dense; do
+# gather N_BYTES: a text of this machine, where none is named
+gather() {
+    [ -z "$text" ] || return 0
+    text="$demo/text.txt"
+    python3 scripts/gather_text.py "$text" "$1"
+}
+
+find_needle() {
+    "$msa" inspect "$1"
     echo
-    echo "== reading $text with $attention attention, then writing 64 tokens"
-    "$msa" run "$demo/model" --file "$text" -n 64 --ignore-stop --attention $attention \
-        --stats "$demo/$attention.json"
+    gather 1000000
+    echo
+    echo "== reading it with sparse, then with dense attention (Ctrl-C ends the second one early)"
+    "$msa" needle "$1" --file "$text" --length 132K --seed "$(date +%s)" --compare
+}
+
+read_with_random_model() {
+    if [ ! -f "$demo/model/config.json" ]; then
+        echo "== making a model"
+        rm -rf "$demo/model.part"
+        "$msa" make-model "$demo/model.part" --preset small
+        mv "$demo/model.part" "$demo/model"
+    fi
+    "$msa" inspect "$demo/model"
+    echo
+    gather 65600
+    for attention in sparse dense; do
+        echo
+        echo "== reading $text with $attention attention, then writing 64 tokens"
+        "$msa" run "$demo/model" --file "$text" -n 64 --ignore-stop --attention $attention \
+            --stats "$demo/$attention.json"
+    done
+    echo
+    echo "== sparse beside dense"
+    python3 scripts/compare_runs.py "$demo/sparse.json" "$demo/dense.json"
+}
+
+bundled=
+for config in models/*/config.json; do
+    [ ! -f "$config" ] || bundled=${bundled:-${config%/config.json}}
 done
-echo
-echo "== sparse beside dense"
-python3 scripts/compare_runs.py "$demo/sparse.json" "$demo/dense.json"
+if [ -n "$bundled" ]; then
+    find_needle "$bundled"
+else
+    read_with_random_model
+fi
 cat <<END
 
-Next: $msa chat MODEL          talk with a model folder in Hugging Face layout
-      $msa run MODEL -f FILE   read a document, write on
-      $msa --help              everything else
+Next: $msa needle MODEL -f FILE   hide a fact in a document, ask for it
+      $msa chat MODEL             talk with a model folder in Hugging Face layout
+      $msa run MODEL -f FILE      read a document, write on
+      $msa --help                 everything else
 END

@@ -27,6 +27,7 @@ extern const cli_command cli_cmd_eval;
 extern const cli_command cli_cmd_inspect;
 extern const cli_command cli_cmd_logits;
 extern const cli_command cli_cmd_make_model;
+extern const cli_command cli_cmd_needle;
 extern const cli_command cli_cmd_render;
 extern const cli_command cli_cmd_run;
 extern const cli_command cli_cmd_shards;
@@ -38,6 +39,7 @@ const cli_command *const cli_commands[] = {
     &cli_cmd_run,
     &cli_cmd_chat,
     &cli_cmd_eval,
+    &cli_cmd_needle,
     &cli_cmd_inspect,
     &cli_cmd_make_model,
     &cli_cmd_convert,

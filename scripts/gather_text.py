@@ -1,7 +1,7 @@
 """Write real text found on this machine to a file: python3 gather_text.py OUT N_BYTES
 
-Takes this project's documents, then the licences and documents that every Debian system holds, until
-there are exactly N_BYTES bytes (or up to three fewer: no character is cut) of UTF-8.
+Takes this project's documents and sources, then the licences and documents that every Debian system holds,
+until there are exactly N_BYTES bytes (or up to three fewer: no character is cut) of UTF-8.
 """
 
 import pathlib
@@ -12,7 +12,9 @@ SYSTEM = ["/usr/share/common-licenses", "/usr/share/perl5/pod", "/usr/share/doc"
 
 
 def candidates():
-    yield from sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("docs/*.md"))
+    yield from sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("docs/**/*.md"))
+    for folder in ("include", "src", "cli"):
+        yield from sorted(ROOT.glob(f"{folder}/**/*.[ch]"))
     for folder in SYSTEM:
         for path in sorted(pathlib.Path(folder).rglob("*")):
             if path.is_file() and not path.is_symlink() and path.suffix in ("", ".txt", ".md", ".pod"):

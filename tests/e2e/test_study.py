@@ -13,7 +13,7 @@ import study_recipes  # noqa: E402
 
 ROWS = study_recipes.GROUPS["all"]
 SMALL = {"vocab_size": 512, "hidden_size": 32, "num_attention_heads": 4, "head_dim": 16, "dense_intermediate_size": 32}
-SMALL |= {"num_local_experts": 2, "intermediate_size": 16, "shared_intermediate_size": 16, "index_head_dim": 16}
+SMALL |= {"num_local_experts": 2, "intermediate_size": 16, "shared_intermediate_size": 16, "index_head_dim": 16, "dsa_index_dim": 16}
 TASKS = {"tasks": ["passkey", "single-needle"], "lengths": [512], "haystack": "books/train", "weight": 0.4}
 
 
@@ -22,11 +22,11 @@ def shrink(recipe):
     model = recipe.get("model", {}).get("config", {})
     for key in SMALL.keys() & model.keys():
         model[key] = SMALL[key]
-    for key in model.keys() & {"index_block_size", "moba_block_size", "sliding_window"}:
+    for key in model.keys() & {"index_block_size", "moba_block_size", "sliding_window", "dsa_topk"}:
         model[key] = max(16, model[key] // 8)
     if "defaults" in recipe:
         recipe["defaults"] |= {"step_tokens": 512, "micro_tokens": 512, "length": 512}
-        recipe["data"]["sources"] = [{"shards": "shards/train", "weight": 0.6}, TASKS]
+        recipe["data"]["sources"] = [{"shards": "shards/train", "copies": [128, 512], "weight": 0.6}, TASKS]
         recipe["validation"]["batches"] = recipe["log"]["every"] = 1
     for stage in recipe.get("stages", []):
         stage.update({"length": stage["length"] // 64} if "length" in stage else {})
