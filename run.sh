@@ -28,7 +28,9 @@ find_needle() {
     gather 1000000
     echo
     echo "== reading it with sparse, then with dense attention (Ctrl-C ends the second one early)"
-    "$msa" needle "$1" --file "$text" --length 132K --seed "$(date +%s)" --compare
+    trap : INT
+    "$msa" needle "$1" --file "$text" --length 132K --seed "$(date +%s)" --compare || [ $? = 130 ]
+    trap - INT
 }
 
 read_with_random_model() {

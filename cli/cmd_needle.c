@@ -63,12 +63,12 @@ static msa_status make_prompt(needle *n)
                                 &n->n_tokens);
 }
 
-/* The sentence with the fact, and the question: pieces of the prompt. */
+/* The sentence with the fact, which begins with "One of" whatever stands before it, and the
+ * question: pieces of the prompt. */
 static const char *find_needle(const needle *n, size_t *n_bytes)
 {
     const char *value = strstr(n->sample.prompt, n->sample.references[0]), *begin = value;
-    while (begin > n->sample.prompt && begin[-1] != '.' && begin[-1] != '\n') begin--;
-    while (*begin == ' ') begin++;
+    while (begin > n->sample.prompt && strncmp(begin, "One of ", 7) != 0) begin--;
     *n_bytes = (size_t)(value - begin) + strcspn(value, ".") + 1;
     return begin;
 }

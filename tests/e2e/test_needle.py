@@ -12,6 +12,14 @@ def document(tmp_path):
     return path
 
 
+@pytest.fixture
+def sources(tmp_path):
+    """A document in which no sentence ends."""
+    path = tmp_path / "sources.txt"
+    path.write_text("\n".join(f"int f{i}(int x) {{ return x + {i}; }}" for i in range(3000)))
+    return path
+
+
 def ask(msa, model, *words):
     done = msa("needle", model, "--threads", 1, "--length", "3K", "--json", "-q", *words)
     assert done.returncode == 0, done.stderr
@@ -43,6 +51,11 @@ def test_the_seed_decides(msa, model, document):
     assert first["needle"] == again["needle"] != other["needle"]
     assert [one["attention"] for one in first["readings"]] == ["sparse"]
     assert first["readings"][0]["answer"] == again["readings"][0]["answer"]
+
+
+def test_a_document_without_sentences(msa, model, sources):
+    out = ask(msa, model, "--file", sources)
+    assert out["needle"].startswith("One of ") and len(out["needle"]) < 100 and out["expected"] in out["needle"]
 
 
 def test_what_a_person_reads(msa, model, document):
