@@ -116,8 +116,10 @@ MSA_ARGS_INIT(msa_lightning_args)
  *
  * States    a slot may be the in and the out of one sequence; no slot is written by two, or read by
  *           one and written by another. A sequence without new tokens hands its state on
- * Numerics  f32. The result of a token depends, within rounding, on the tokens of its sequence that
- *           are in the same call; not on other sequences, nor on the number of threads
+ * Numerics  f32; tensor cores take bf16 q, k and v with D = 64 or 128, and there what enters a
+ *           product is rounded to bf16, the state never. The result of a token depends, within
+ *           rounding, on the tokens of its sequence that are in the same call; not on other
+ *           sequences, nor on the number of threads
  * Source    Qin et al., arXiv 2401.04658; MiniMax-01, arXiv 2501.08313
  * Errors    MSA_EINVAL
  */
@@ -156,7 +158,7 @@ typedef struct msa_lightning_backward_args {
 MSA_ARGS_INIT(msa_lightning_backward_args)
 
 /* Gradient of msa_lightning, (L24): states are computed again, nothing of the forward pass is kept.
- * The slopes are constants. */
+ * The slopes are constants. Numerics as there, d_out among what tensor cores take. */
 MSA_API MSA_CHECK_RESULT msa_status msa_lightning_backward_plan(
     msa_context *ctx, const msa_lightning_backward_args *args, msa_plan *plan);
 MSA_API MSA_CHECK_RESULT msa_status msa_lightning_backward(msa_context *ctx, const msa_plan *plan,

@@ -3,7 +3,8 @@
  * A msa__forward owns every buffer the pass needs, sized once for the largest batch; running it
  * allocates nothing and knows nothing of sessions or backends. The residual stream is f32.
  * Everything a matrix reads (norm outputs, queries, attention outputs) has the activation dtype,
- * rounded once: keys, values and index keys stay f32 until the cache rounds them.
+ * rounded once: keys, values and index keys stay f32 until the cache rounds them, but for those of
+ * Lightning, which no cache holds.
  *
  * What operators read and write lies in the memory of the context's operators (msa/memory.h). The
  * arrays of a step are packed into one host buffer and uploaded together; rows of the page table

@@ -165,8 +165,9 @@ static msa_status plan_lightning(const sizing *s)
     msa_plan plan;
     msa_lightning_args_init(&args);
     msa_plan_init(&plan);
-    args.q = msa_tensor_make(NULL, MSA_DTYPE_F32, 3, s->n_tokens, c->n_q_heads, c->head_dim, 0);
-    args.k = args.v = args.out = args.q;
+    args.q = msa_tensor_make(NULL, f->args.dtype, 3, s->n_tokens, c->n_q_heads, c->head_dim, 0);
+    args.k = args.v = args.q;
+    args.out = msa_tensor_make(NULL, MSA_DTYPE_F32, 3, s->n_tokens, c->n_q_heads, c->head_dim, 0);
     args.n_seqs = f->args.max_seqs;
     MSA_TRY(msa_lightning_plan(f->ctx, &args, &plan));
     keep_largest(&f->lightning, &plan);
@@ -203,6 +204,9 @@ static msa_status plan_layer(const sizing *s, int32_t layer)
     const msa_kv_view *view = &s->forward->views[layer];
     if (kind == MSA__ATTENTION_LIGHTNING) {
         MSA_TRY(plan_linear(s, &w->output_gate, MSA_DTYPE_F32));
+        for (int i = 0; i < 3; i++) {
+            MSA_TRY(plan_linear(s, projections[i], s->forward->args.dtype));
+        }
         return plan_lightning(s);
     }
     if (kind == MSA__ATTENTION_DSA) return plan_tokens(s, view);

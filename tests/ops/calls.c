@@ -312,6 +312,44 @@ CALL_PLANNED(moba_select, {
     stage_tensor(s, &a->blocks, OUTPUT);
 })
 
+CALL_PLANNED(lightning, {
+    stage_tensor(s, &a->q, INPUT);
+    stage_tensor(s, &a->k, INPUT);
+    stage_tensor(s, &a->v, INPUT);
+    a->cu_seqlens_q = stage_ints(s, a->cu_seqlens_q, a->n_seqs + 1);
+    a->slopes = stage_bytes(s, a->slopes, (size_t)a->q.shape[1] * sizeof(float), INPUT);
+    stage_tensor(s, &a->states, OUTPUT);
+    a->state_in = stage_ints(s, a->state_in, a->n_seqs);
+    a->state_out = stage_ints(s, a->state_out, a->n_seqs);
+    stage_tensor(s, &a->out, OUTPUT);
+})
+
+CALL_PLANNED(lightning_backward, {
+    stage_tensor(s, &a->q, INPUT);
+    stage_tensor(s, &a->k, INPUT);
+    stage_tensor(s, &a->v, INPUT);
+    a->cu_seqlens_q = stage_ints(s, a->cu_seqlens_q, a->n_seqs + 1);
+    a->slopes = stage_bytes(s, a->slopes, (size_t)a->q.shape[1] * sizeof(float), INPUT);
+    stage_tensor(s, &a->d_out, INPUT);
+    stage_tensor(s, &a->dq, OUTPUT);
+    stage_tensor(s, &a->dk, OUTPUT);
+    stage_tensor(s, &a->dv, OUTPUT);
+})
+
+CALL(sigmoid_gate, {
+    stage_tensor(s, &a->x, INPUT);
+    stage_tensor(s, &a->gate, INPUT);
+    stage_tensor(s, &a->out, OUTPUT);
+})
+
+CALL(sigmoid_gate_backward, {
+    stage_tensor(s, &a->x, INPUT);
+    stage_tensor(s, &a->gate, INPUT);
+    stage_tensor(s, &a->d_out, INPUT);
+    stage_tensor(s, &a->dx, OUTPUT);
+    stage_tensor(s, &a->d_gate, OUTPUT);
+})
+
 CALL_PLANNED(token_select, {
     stage_tensor(s, &a->q_index, INPUT);
     stage_tensor(s, &a->weights, INPUT);

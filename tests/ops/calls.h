@@ -39,6 +39,14 @@ msa_status call_moba_select(msa_context *ctx, const msa_plan *plan,
                             const msa_moba_select_args *args, void *workspace,
                             size_t workspace_bytes);
 
+msa_status call_lightning(msa_context *ctx, const msa_plan *plan, const msa_lightning_args *args,
+                          void *workspace, size_t workspace_bytes);
+msa_status call_lightning_backward(msa_context *ctx, const msa_plan *plan,
+                                   const msa_lightning_backward_args *args, void *workspace,
+                                   size_t workspace_bytes);
+msa_status call_sigmoid_gate(msa_context *ctx, const msa_sigmoid_gate_args *args);
+msa_status call_sigmoid_gate_backward(msa_context *ctx, const msa_sigmoid_gate_backward_args *args);
+
 msa_status call_layernorm(msa_context *ctx, const msa_layernorm_args *args);
 msa_status call_layernorm_backward(msa_context *ctx, const msa_plan *plan,
                                    const msa_layernorm_backward_args *args, void *workspace,

@@ -4,6 +4,7 @@
 #include "base/numeric.h"
 #include "base/rng.h"
 #include "harness/cmocka_all.h"
+#include "model/block_rows.h"
 #include "ops/backend.h"
 #include "ops/calls.h"
 #include "ops/layer_fixture.h"
@@ -163,6 +164,41 @@ static msa_kv_view without_index_keys(const problem *p)
     return kv;
 }
 
+static void call_once(msa_context *ctx, const msa_attend_backward_args *args)
+{
+    msa_plan plan;
+    msa_plan_init(&plan);
+    EXPECT_OK(msa_attend_backward_plan(ctx, args, &plan));
+    guarded w = guarded_begin(&plan);
+    EXPECT_OK(call_attend_backward(ctx, &plan, args, w.data, w.bytes));
+    guarded_end(&w);
+}
+
+/* Heads h, G + h, … of every group in call h, with an lse of their own. */
+static void call_by_heads(msa_context *ctx, const msa_attend_backward_args *whole)
+{
+    int64_t n_tokens = whole->q.shape[0], groups = whole->blocks.shape[1];
+    int64_t group = whole->q.shape[1] / groups;
+    float *lse = malloc((size_t)(n_tokens * groups + 1) * sizeof(float));
+    assert_non_null(lse);
+    for (int64_t h = 0; h < group; h++) {
+        msa_attend_backward_args args = *whole;
+        args.q = msa__every_nth_head(whole->q, h, group);
+        args.out = msa__every_nth_head(whole->out, h, group);
+        args.d_out = msa__every_nth_head(whole->d_out, h, group);
+        args.dq = msa__every_nth_head(whole->dq, h, group);
+        for (int64_t i = 0; i < n_tokens * groups; i++) {
+            lse[i] =
+                ((const float *)
+                     whole->lse.data)[i / groups * whole->lse.stride[0] + i % groups * group + h];
+        }
+        args.lse = msa_tensor_make(lse, MSA_DTYPE_F32, 2, n_tokens, groups, 0, 0);
+        args.accumulate |= h > 0;
+        call_once(ctx, &args);
+    }
+    free(lse);
+}
+
 void run_attend_backward(msa_context *ctx, const problem *p, const int32_t *rows,
                          const incoming *d_out, const gradient_options *options, gradients *g)
 {
@@ -187,12 +223,11 @@ void run_attend_backward(msa_context *ctx, const problem *p, const int32_t *rows
     args.accumulate = options->accumulate;
     msa_tensor *outputs[] = {&args.dq, &args.dk, &args.dv};
     for (int i = 0; i < 3 && options->accumulate; i++) fill_ones(outputs[i]);
-    msa_plan plan;
-    msa_plan_init(&plan);
-    EXPECT_OK(msa_attend_backward_plan(ctx, &args, &plan));
-    guarded w = guarded_begin(&plan);
-    EXPECT_OK(call_attend_backward(ctx, &plan, &args, w.data, w.bytes));
-    guarded_end(&w);
+    if (options->by_heads) {
+        call_by_heads(ctx, &args);
+    } else {
+        call_once(ctx, &args);
+    }
     memset(g, 0, sizeof(*g));
     g->dq = take_output(&args.dq);
     g->dk = take_key_rows(p, &args.dk, (float)options->accumulate);

@@ -41,6 +41,7 @@ typedef struct gradient_options {
     int64_t window, n_sink_tokens; /* dense */
     const float *sink_logits;      /* dense */
     int32_t accumulate;            /* sparse: outputs start as 1 */
+    int32_t by_heads;              /* sparse: a call for every query head of a group */
     msa_dtype dtype;               /* of gradients of activations */
     float weight;                  /* KL */
     int32_t without_index_lse;     /* KL */

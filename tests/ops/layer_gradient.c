@@ -78,3 +78,22 @@ void expect_near(const msa_tensor *t, const msa_tensor *exact, double relative, 
         }
     }
 }
+
+static msa_tensor head_of(const msa_tensor *t, int64_t head)
+{
+    msa_tensor one = *t;
+    one.data = (unsigned char *)t->data + head * t->stride[1] * (int64_t)msa_dtype_bytes(t->dtype);
+    one.shape[1] = 1;
+    return one;
+}
+
+void expect_near_heads(const msa_tensor *t, const msa_tensor *exact, double relative,
+                       const char *what)
+{
+    for (int64_t head = 0; head < exact->shape[1]; head++) {
+        char label[160];
+        msa_tensor a = head_of(t, head), b = head_of(exact, head);
+        snprintf(label, sizeof(label), "%s, head %d", what, (int)head);
+        expect_near(&a, &b, relative, label);
+    }
+}

@@ -26,6 +26,10 @@ msa_tensor slopes_of(loss_fn loss, const void *args, const msa_tensor *x, const 
 /* Every element within relative * the largest exact one, and the rounding of t's dtype. */
 void expect_near(const msa_tensor *t, const msa_tensor *exact, double relative, const char *what);
 
+/* The same for every head of [T, heads, D] by itself: a large one hides nothing of a small one. */
+void expect_near_heads(const msa_tensor *t, const msa_tensor *exact, double relative,
+                       const char *what);
+
 /* Step through a table of dtypes: MSA_TEST_REDUCED, for tools under which a run takes long, leaves
  * out most of it; 4 has no factor in common with the 3 dtypes, so each of them is met. */
 static inline int combo_step(void)

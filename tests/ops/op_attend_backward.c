@@ -164,7 +164,8 @@ static problem_spec packed(const char *name)
     return spec;
 }
 
-/* Rows a caller made: empty, without the local block, shorter than K; and key gradients added to. */
+/* Rows a caller made: empty, without the local block, shorter than K; and key gradients added to.
+ */
 static void test_attend_honours_foreign_rows(void **state)
 {
     (void)state;
@@ -189,6 +190,23 @@ static void test_attend_honours_foreign_rows(void **state)
     check_rows(p, rows, &options);
     free(rows);
     problem_free(p);
+}
+
+/* A call for every head of a group adds up to the call of the group. */
+static void test_attend_by_heads(void **state)
+{
+    (void)state;
+    problem_spec spec = packed("typical");
+    gradient_options options = {.by_heads = 1};
+    for (int i = 0; i < 3; i++) {
+        if (i > 0) spec.head_dim = 64, spec.q_dtype = spec.cache_dtype = MSA_DTYPE_BF16;
+        spec.oversized = options.accumulate = i > 1;
+        problem *p = problem_create(&spec, 80);
+        int32_t *rows = selected_rows(p);
+        check_rows(p, rows, &options);
+        free(rows);
+        problem_free(p);
+    }
 }
 
 /* Nearly every row selects block 0, as attention sinks make it. */
@@ -292,11 +310,9 @@ static void test_all_blocks_are_dense(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_reverse_index_cases),
-        cmocka_unit_test(test_attend_cases),
-        cmocka_unit_test(test_attend_honours_foreign_rows),
-        cmocka_unit_test(test_attend_with_a_hot_block),
-        cmocka_unit_test(test_dense_cases),
+        cmocka_unit_test(test_reverse_index_cases),         cmocka_unit_test(test_attend_cases),
+        cmocka_unit_test(test_attend_honours_foreign_rows), cmocka_unit_test(test_attend_by_heads),
+        cmocka_unit_test(test_attend_with_a_hot_block),     cmocka_unit_test(test_dense_cases),
         cmocka_unit_test(test_all_blocks_are_dense),
     };
     return cmocka_run_group_tests(tests, NULL, fixture_teardown);

@@ -115,7 +115,7 @@ static void check_model(const char *config, msa__phase phase)
 {
     tiny t;
     msa__walk_mode mode = mode_of(phase);
-    tiny_create(&t, config, "cpu", 1, MSA_DTYPE_F32, MSA__KEEP_ALL);
+    tiny_create(&t, config, tiny_backend(), 1, MSA_DTYPE_F32, MSA__KEEP_ALL);
     tiny_gradients(&t, &mode);
     float *gradients = tiny_copy(&t, t.parameters.gradients, t.parameters.n);
     for (int32_t i = 0; i < t.parameters.n_list; i++) {
@@ -213,15 +213,18 @@ static void test_kl_leaves_backbone_alone(void **state)
         msa__walk_mode with = mode_of(n % 2 ? MSA__PHASE_SPARSE : MSA__PHASE_WARMUP);
         msa__walk_mode without = with;
         without.index_weight = 0;
-        float *a = gradients_of(config, "cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &with, &layout);
-        float *b = gradients_of(config, "cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &without, NULL);
+        float *a =
+            gradients_of(config, tiny_backend(), 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &with, &layout);
+        float *b =
+            gradients_of(config, tiny_backend(), 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &without, NULL);
         int64_t backbone = layout.group_begin[MSA__GROUP_UNDECAYED];
         expect_same(a, b, backbone, layout.n);
         assert_true(any_nonzero(a, 0, backbone));
         assert_false(any_nonzero(b, 0, backbone));
         without = with;
         without.loss_weight = 0;
-        float *c = gradients_of(config, "cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &without, NULL);
+        float *c =
+            gradients_of(config, tiny_backend(), 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &without, NULL);
         expect_same(a, c, 0, backbone);
         assert_false(any_nonzero(c, backbone, layout.n));
         free(a);
@@ -240,8 +243,10 @@ static void test_ablation_reaches_backbone(void **state)
         msa__walk_mode detached = mode_of(MSA__PHASE_SPARSE), attached = detached;
         attached.index_reaches_backbone = 1;
         attached.loss_weight = 0;
-        float *a = gradients_of(config, "cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &detached, &layout);
-        float *b = gradients_of(config, "cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &attached, NULL);
+        float *a = gradients_of(config, tiny_backend(), 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &detached,
+                                &layout);
+        float *b =
+            gradients_of(config, tiny_backend(), 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &attached, NULL);
         int64_t backbone = layout.group_begin[MSA__GROUP_UNDECAYED];
         assert_true(any_nonzero(b, backbone, layout.n));
         free(a);
@@ -258,8 +263,10 @@ static void test_frozen_backbone_gives_same_index_gradients(void **state)
         msa__walk_mode open = mode_of(n % 2 ? MSA__PHASE_SPARSE : MSA__PHASE_WARMUP);
         msa__walk_mode frozen = open;
         frozen.freeze_backbone = 1;
-        float *a = gradients_of(config, "cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &open, &layout);
-        float *b = gradients_of(config, "cpu", 2, MSA_DTYPE_F32, MSA__KEEP_NOTHING, &frozen, NULL);
+        float *a =
+            gradients_of(config, tiny_backend(), 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &open, &layout);
+        float *b = gradients_of(config, tiny_backend(), 2, MSA_DTYPE_F32, MSA__KEEP_NOTHING,
+                                &frozen, NULL);
         int64_t backbone = layout.group_begin[MSA__GROUP_UNDECAYED];
         expect_same(a, b, 0, backbone);
         assert_false(any_nonzero(b, backbone, layout.n));
@@ -287,9 +294,9 @@ static void test_same_bits_for_recomputation_and_threads(void **state)
         const char *config = *models[i / 2].config;
         msa__parameters layout;
         msa__walk_mode mode = mode_of(models[i / 2].phase);
-        float *a = gradients_of(config, "cpu", 1, dtype, MSA__KEEP_ALL, &mode, &layout);
-        float *b = gradients_of(config, "cpu", 1, dtype, MSA__KEEP_RESIDUAL, &mode, NULL);
-        float *c = gradients_of(config, "cpu", 3, dtype, MSA__KEEP_ALL, &mode, NULL);
+        float *a = gradients_of(config, tiny_backend(), 1, dtype, MSA__KEEP_ALL, &mode, &layout);
+        float *b = gradients_of(config, tiny_backend(), 1, dtype, MSA__KEEP_RESIDUAL, &mode, NULL);
+        float *c = gradients_of(config, tiny_backend(), 3, dtype, MSA__KEEP_ALL, &mode, NULL);
         expect_same(a, b, 0, layout.n);
         expect_same(a, c, 0, layout.n);
         free(a);
@@ -298,7 +305,7 @@ static void test_same_bits_for_recomputation_and_threads(void **state)
     }
 }
 
-/* The cpu backend's gradients are those of the specification. */
+/* The backend's gradients are those of the specification. */
 static void test_backends_agree(void **state)
 {
     (void)state;
@@ -307,7 +314,8 @@ static void test_backends_agree(void **state)
         msa__parameters layout;
         msa__walk_mode mode = mode_of(models[m].phase);
         float *a = gradients_of(config, "ref", 1, MSA_DTYPE_F32, MSA__KEEP_ALL, &mode, &layout);
-        float *b = gradients_of(config, "cpu", 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &mode, NULL);
+        float *b =
+            gradients_of(config, tiny_backend(), 2, MSA_DTYPE_F32, MSA__KEEP_ALL, &mode, NULL);
         double difference = 0, norm = 0;
         for (int64_t i = 0; i < layout.n; i++) {
             double d = (double)a[i] - (double)b[i];

@@ -6,6 +6,7 @@
 #include "base/rng.h"
 #include "msa/memory.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 const char *const tiny_config =
@@ -75,6 +76,12 @@ static void shake(tiny *t)
     }
 }
 
+const char *tiny_backend(void)
+{
+    const char *backend = getenv("MSA_TEST_BACKEND");
+    return backend ? backend : "cpu";
+}
+
 void tiny_open(tiny *t, const char *config, const char *backend, int32_t n_threads)
 {
     const msa__json *root;
@@ -83,7 +90,12 @@ void tiny_open(tiny *t, const char *config, const char *backend, int32_t n_threa
     msa_context_args_init(&args);
     args.backend = backend;
     args.n_threads = n_threads;
-    EXPECT_OK(msa_context_create(&t->ctx, &args));
+    msa_status status = msa_context_create(&t->ctx, &args);
+    if (status == MSA_EUNSUPPORTED && getenv("MSA_TEST_BACKEND")) {
+        printf("skipped: %s\n", msa_last_error());
+        exit(77);
+    }
+    EXPECT_OK(status);
     EXPECT_OK(msa__json_parse(&root, NULL, "tiny", config, strlen(config)));
     EXPECT_OK(msa__config_parse(&t->config, root));
     msa__json_free(root);

@@ -25,6 +25,9 @@ extern const char *const tiny_lightning_config;
 /* The same with DSA layers: three index heads, 12 tokens. */
 extern const char *const tiny_dsa_config;
 
+/* The backend of MSA_TEST_BACKEND, else cpu. Where it cannot be had the program is skipped. */
+const char *tiny_backend(void);
+
 typedef struct tiny {
     msa_context *ctx;
     msa__config config;

@@ -93,6 +93,12 @@ msa_status cuda_window_blocks(msa_context *ctx, const msa_window_blocks_args *ar
 msa_status cuda_block_means(msa_context *ctx, const msa_block_means_args *args);
 size_t cuda_moba_select_workspace(const msa_context *ctx, const msa_moba_select_args *args);
 msa_status cuda_moba_select(msa_context *ctx, const msa_moba_select_args *args, void *workspace);
+size_t cuda_lightning_workspace(const msa_context *ctx, const msa_lightning_args *args);
+msa_status cuda_lightning(msa_context *ctx, const msa_lightning_args *args, void *workspace);
+size_t cuda_lightning_backward_workspace(const msa_context *ctx,
+                                         const msa_lightning_backward_args *args);
+msa_status cuda_lightning_backward(msa_context *ctx, const msa_lightning_backward_args *args,
+                                   void *workspace);
 msa_status cuda_sigmoid_gate(msa_context *ctx, const msa_sigmoid_gate_args *args);
 msa_status cuda_sigmoid_gate_backward(msa_context *ctx, const msa_sigmoid_gate_backward_args *args);
 
