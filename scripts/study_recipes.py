@@ -5,7 +5,8 @@ import pathlib
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "recipes"
 MAIN = ["full", "msa", "msa-converted", "swa", "hybrid", "window-control", "moba", "dsa", "lightning"]
-ABLATIONS = ["msa-no-stop-gradient", "msa-no-warmup", "msa-block-32", "msa-block-64", "msa-topk-8", "msa-topk-32"]
+ABLATIONS = ["msa-no-stop-gradient", "msa-no-warmup", "msa-no-local", "msa-block-32", "msa-block-64", "msa-topk-8",
+             "msa-topk-32"]
 GROUPS = {"main": MAIN, "ablations": ABLATIONS, "all": MAIN + ABLATIONS}
 UNIT = 20  # a run has a multiple of this many steps: every twentieth of it is whole
 

@@ -68,7 +68,7 @@ typedef struct msa_select_args {
     int32_t block_size;          /* Bk, a power of two in 16..256; 0: 128 */
     int32_t topk;                /* K in 1..64, forced blocks included; 0: 16 */
     int32_t n_init;              /* forced leading blocks; default 0 */
-    int32_t n_local;             /* forced newest blocks, >= 1; 0: 1; n_init + n_local <= K */
+    int32_t n_local;             /* forced newest blocks; 0: 1; -1: none; n_init + n_local <= K */
     float index_scale;           /* of the index LSE only; 0: 1/sqrt(Di). Ranking never scales */
     int32_t reserved;
     msa_tensor blocks;       /* out [T, Hkv, K] i32 */
@@ -81,7 +81,8 @@ typedef struct msa_select_args {
 /* Score every visible key with the index branch, pool by block maximum, keep the K best blocks.
  *
  * Math      (M5)-(M10): raw dot products with fp32 accumulation, token-causal maximum per block
- * Result    ids ascending, the local block last, then -1; exactly min(K, visible blocks) ids;
+ * Result    ids ascending, the local block last (with n_local = -1 it competes like any other, by
+ * what is visible of it), then -1; exactly min(K, visible blocks) ids;
  *           ties to the lower id, NaN tokens ignored by the pooling, +0 = -0
  * Index8    the same sets: (Q1)-(Q5) bound every block score from the eight-bit keys, and the blocks
  *           whose rank the bounds leave open are scored from k_index. It saves half of the bytes

@@ -261,7 +261,7 @@ static msa_status read_index_shape(msa__config *config, const msa__json *object,
     TRY_INT(object, keys->dim, 16, 512, &config->index_dim);
     TRY_INT(object, keys->block, 16, 256, &config->block_size);
     TRY_INT(object, keys->topk, 1, 64, &config->topk_blocks);
-    TRY_INT(object, keys->local, 1, config->topk_blocks, &config->n_local_blocks);
+    TRY_INT(object, keys->local, 0, config->topk_blocks, &config->n_local_blocks);
     if (heads != config->n_kv_heads) {
         return msa__json_fail(msa__json_get(object, keys->heads), MSA_EUNSUPPORTED,
                               "must equal num_key_value_heads = %d", config->n_kv_heads);

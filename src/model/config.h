@@ -95,6 +95,12 @@ static inline int32_t msa__attention_has_index(msa__attention_kind kind)
     return kind == MSA__ATTENTION_MSA || kind == MSA__ATTENTION_DSA;
 }
 
+/* n_local of msa_select_args: a model may force no newest block. */
+static inline int32_t msa__config_n_local(const msa__config *config)
+{
+    return config->n_local_blocks ? config->n_local_blocks : -1;
+}
+
 /* How many layers have an index branch; are of a kind. */
 int32_t msa__config_count_index(const msa__config *config);
 int32_t msa__config_count_attention(const msa__config *config, msa__attention_kind kind);

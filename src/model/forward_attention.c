@@ -122,7 +122,7 @@ static msa_status select_blocks(const msa__pass *p, const msa_kv_view *view, msa
     select.block_size = c->block_size;
     select.topk = c->topk_blocks;
     select.n_init = c->n_init_blocks;
-    select.n_local = c->n_local_blocks;
+    select.n_local = msa__config_n_local(c);
     select.blocks = blocks;
     return msa_select(f->ctx, &f->select, &select, f->workspace, f->workspace_bytes);
 }

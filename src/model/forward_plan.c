@@ -77,7 +77,7 @@ static msa_status plan_selection(const sizing *s, const msa_kv_view *view)
     select.block_size = c->block_size;
     select.topk = c->topk_blocks;
     select.n_init = c->n_init_blocks;
-    select.n_local = c->n_local_blocks;
+    select.n_local = msa__config_n_local(c);
     select.blocks =
         msa_tensor_make(NULL, MSA_DTYPE_I32, 3, s->n_tokens, c->n_kv_heads, c->topk_blocks, 0);
     MSA_TRY(msa_select_plan(f->ctx, &select, &plan));

@@ -12,7 +12,8 @@ static msa_status check_args(const msa__check *at, msa_block_topk_args *args)
     MSA_TRY(msa__check_range(at, "scores.shape[2]", scores->shape[2], 0, INT32_MAX));
     MSA_TRY(msa__check_range(at, "topk", args->topk, 1, 64));
     MSA_TRY(msa__check_range(at, "n_init", args->n_init, 0, args->topk - 1));
-    MSA_TRY(msa__check_range(at, "n_local", args->n_local, 1, args->topk - args->n_init));
+    MSA_TRY(msa__check_range(at, "n_local", args->n_local, -1, args->topk - args->n_init));
+    if (args->n_local < 0) args->n_local = 0; /* how backends know */
     MSA_TRY(msa__check_output(at, "blocks", blocks, 3, MSA__DTYPES_I32));
     MSA_TRY(msa__check_dim(at, "blocks", blocks, 0, scores->shape[0], "scores' T"));
     MSA_TRY(msa__check_dim(at, "blocks", blocks, 1, scores->shape[1], "scores' Hkv"));

@@ -12,7 +12,8 @@ static msa_status check_options(const msa__check *at, msa_select_args *args)
     MSA_TRY(msa__check_block_size(at, args->block_size));
     MSA_TRY(msa__check_range(at, "topk", args->topk, 1, 64));
     MSA_TRY(msa__check_range(at, "n_init", args->n_init, 0, args->topk - 1));
-    MSA_TRY(msa__check_range(at, "n_local", args->n_local, 1, args->topk - args->n_init));
+    MSA_TRY(msa__check_range(at, "n_local", args->n_local, -1, args->topk - args->n_init));
+    if (args->n_local < 0) args->n_local = 0; /* how backends know */
     if (args->index_scale == 0) {
         args->index_scale = (float)(1.0 / sqrt((double)args->q_index.shape[2]));
     }
@@ -54,6 +55,9 @@ static msa_status check_index8(const msa__check *at, msa_select_args *args)
                         at->op);
     }
     MSA_TRY(msa__check_index8(at, &args->kv, &args->index8));
+    if (args->n_local == 0) { /* the copy has full pages only */
+        return MSA_FAIL(MSA_EINVAL, "%s: n_local = -1, must be at least 0 with index8", at->op);
+    }
     if (!msa__is_absent(at, &args->block_scores)) {
         return MSA_FAIL(MSA_EINVAL, "%s: block_scores is present, must be absent with index8",
                         at->op);

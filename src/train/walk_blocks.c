@@ -33,7 +33,7 @@ msa_status msa__walk_select(msa__walk *w, const msa__layer_state *s)
     args.block_size = c->block_size;
     args.topk = c->topk_blocks;
     args.n_init = c->n_init_blocks;
-    args.n_local = c->n_local_blocks;
+    args.n_local = msa__config_n_local(c);
     args.blocks = msa__walk_heads(w, s->blocks, MSA_DTYPE_I32, c->n_kv_heads, c->topk_blocks);
     args.index_lse = msa__walk_rows(w, s->index_lse, MSA_DTYPE_F32, c->n_kv_heads);
     MSA__WALK_OP(w, msa_select, &args);

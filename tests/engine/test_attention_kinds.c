@@ -9,6 +9,22 @@
 #include <math.h>
 #include <stdio.h>
 
+/* Let the local block compete: another digit in config.json. */
+static void unforce_local_block(const char *dir)
+{
+    static const char key[] = "\"sparse_local_block\": ";
+    char path[160], text[8192];
+    snprintf(path, sizeof(path), "%s/config.json", dir);
+    FILE *file = fopen(path, "r+");
+    assert_non_null(file);
+    text[fread(text, 1, sizeof(text) - 1, file)] = '\0';
+    const char *at = strstr(text, key);
+    assert_non_null(at);
+    assert_int_equal(fseek(file, (long)(at - text) + (long)sizeof(key) - 1, SEEK_SET), 0);
+    assert_int_equal(fputc('0', file), '0');
+    fclose(file);
+}
+
 /* Blocks of 16, so that MODEL_TOKENS make ten. */
 static const char *make(const char *name, const char *attention)
 {
@@ -32,6 +48,7 @@ static const char *make(const char *name, const char *attention)
                                 .attention = attention};
     snprintf(dir, sizeof(dir), "%s", temporary_folder(name));
     EXPECT_OK(msa__preset_make(dir, &preset, 5, NULL, NULL));
+    if (strstr(name, "unforced")) unforce_local_block(dir);
     return dir;
 }
 
@@ -68,6 +85,7 @@ static const kind kinds[] = {
     {"swa", THREE("sliding_attention") ", \"sliding_window\": 21"},
     {"hybrid", "\"layer_types\": [\"sliding_attention\", \"full_attention\", "
                "\"minimax_m3_sparse\"], \"sliding_window\": 21"},
+    {"msa-unforced", THREE("minimax_m3_sparse")},
     {"window-control", THREE("window_control") ", \"window_control_blocks\": 3"},
     {"moba", THREE("moba") ", \"moba_block_size\": 32, \"moba_topk\": 2"},
     {"lightning", THREE("lightning")},

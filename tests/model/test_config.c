@@ -406,7 +406,7 @@ static void test_insane_values_are_refused(void **state)
         {"\"num_local_experts\": 128", "\"num_local_experts\": 3", MSA_EFORMAT,
          "num_experts_per_tok = 4, must be an integer in 1..3"},
         {"\"sparse_topk_blocks\": 16", "\"sparse_topk_blocks\": 65", MSA_EFORMAT, "in 1..64"},
-        {"\"sparse_local_block\": 1", "\"sparse_local_block\": 17", MSA_EFORMAT, "in 1..16"},
+        {"\"sparse_local_block\": 1", "\"sparse_local_block\": 17", MSA_EFORMAT, "in 0..16"},
         {"\"sparse_init_block\": 0", "\"sparse_init_block\": 16", MSA_EFORMAT, "in 0..15"},
         {"\"sparse_attention_freq\": [0", "\"sparse_attention_freq\": [2", MSA_EFORMAT,
          "sparse_attention_freq[0] = 2, must be an integer in 0..1"},

@@ -165,8 +165,8 @@ static void test_select_checks_shapes(void **state)
     REJECTS(a.topk = -1, "topk = -1");
     REJECTS(a.n_init = -1, "n_init = -1, must be 0..2");
     REJECTS(a.n_init = 3, "n_init = 3, must be 0..2");
-    REJECTS(a.n_local = -1, "n_local = -1, must be 1..3");
-    REJECTS((a.n_init = 2, a.n_local = 2), "n_local = 2, must be 1..1");
+    REJECTS(a.n_local = -2, "n_local = -2, must be -1..3");
+    REJECTS((a.n_init = 2, a.n_local = 2), "n_local = 2, must be -1..1");
     REJECTS(a.index_scale = -1, "index_scale = -1, must be finite and positive");
     REJECTS(a.index_scale = NAN, "index_scale = ");
     REJECTS(a.index_scale = INFINITY, "index_scale = inf");

@@ -18,6 +18,7 @@ static int hopper_can(const msa_select_args *args)
 {
     const msa_tensor *q = &args->q_index, *k = &args->kv.k_index;
     return q->dtype == MSA_DTYPE_BF16 && k->dtype != MSA_DTYPE_F32 && args->block_size == 128 &&
+           args->n_local > 0 && /* the fast kernels score no local block */
            (q->shape[2] == 64 || q->shape[2] == 128) && q->stride[0] % 2 == 0 &&
            q->stride[1] % 2 == 0 && /* pairs of numbers are read */
            (uintptr_t)q->data % 4 == 0 && cuda_can_map(k) && k->shape[0] > 0;

@@ -155,7 +155,7 @@ def select(q_index: Any, kv: KvView, *, cu_seqlens_q: Any = None, block_size: in
             last query token of a sequence sees its last key.
         block_size: keys per block (P), a power of two in 16..256.
         topk: K in 1..64, forced blocks included.
-        n_init, n_local: leading and newest blocks that are always kept; n_local >= 1.
+        n_init, n_local: leading and newest blocks that are always kept; n_local -1: none.
         index_scale: scale of index_lse only; 0: 1/sqrt(Di). The ranking never scales.
         blocks: int32 [T, Hkv, K] to write into; None: a new array.
         block_scores: optional f32 [T, Hkv, N] to write block maxima into (-inf past the local block).
