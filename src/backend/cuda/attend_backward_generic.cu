@@ -68,7 +68,8 @@ static __device__ void add_tile(const attend_gradient &job, const generic_views 
             score = fmaf(q[g * dim + d], k[lane * (dim + 1) + d], score);
             dp = fmaf(d_out[g * dim + d], v[lane * (dim + 1) + d], dp);
         }
-        bool seen = lane < n && schedule_sees(job.schedule, position, first + lane);
+        bool seen = lane < n && schedule_sees(job.schedule, position, first + lane) &&
+                    schedule_lists(job.schedule, token, first + lane);
         float p = probability(score * job.scale, element(views.lse, token, 0, head), seen);
         float delta = job.delta[token * job.q.shape[1] + head];
         ds[g * TILE + lane] = p == 0 ? 0 : p * (dp - delta);
@@ -151,7 +152,8 @@ static __device__ void add_row(const attend_gradient &job, const generic_views &
         dp += __shfl_xor_sync(~0u, dp, i);
     }
     if (part == 0) {
-        bool seen = key < u.n_keys && schedule_sees(job.schedule, position, u.first_key + key);
+        bool seen = key < u.n_keys && schedule_sees(job.schedule, position, u.first_key + key) &&
+                    schedule_lists(job.schedule, token, u.first_key + key);
         p[key] = probability(score * job.scale, element(views.lse, token, 0, head), seen);
         ds[key] = p[key] == 0 ? 0 : p[key] * (dp - job.delta[token * job.q.shape[1] + head]);
     }

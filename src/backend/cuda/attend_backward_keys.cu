@@ -68,10 +68,10 @@ load_queries(const attend_gradient &job, const schedule_unit &u, const keys_shar
 
 /* P^T in place of S^T and dS^T (without the softmax scale) in place of dP^T. Rows that see nothing
  * of the tile, and those of an empty row, whose LSE is -inf, become zero. */
-static __device__ __forceinline__ void softmax_gradient(const attend_gradient &job,
-                                                        const float *stats, const int *positions,
-                                                        int key, float (&s)[QUERIES / 8][4],
-                                                        float (&dp)[QUERIES / 8][4])
+template <bool LISTED>
+static __device__ __forceinline__ void
+softmax_gradient(const attend_gradient &job, const float *stats, const int *positions, int key,
+                 const uint32_t *listed, float (&s)[QUERIES / 8][4], float (&dp)[QUERIES / 8][4])
 {
     float scale = job.scale * LOG2E;
 #pragma unroll
@@ -80,6 +80,7 @@ static __device__ __forceinline__ void softmax_gradient(const attend_gradient &j
         for (int e = 0; e < 4; e++) {
             int i = j * 8 + product_column(e), position = positions[i];
             bool seen = schedule_sees(job.schedule, position, key + e / 2 * 8);
+            if (LISTED) seen = seen && listed[i] >> (key + e / 2 * 8) % 32 & 1;
             float lse = stats[i], p = 0;
             if (seen && lse != -INFINITY) p = ex2(s[j][e] * scale - lse * LOG2E);
             s[j][e] = p;
@@ -88,13 +89,28 @@ static __device__ __forceinline__ void softmax_gradient(const attend_gradient &j
     }
 }
 
-template <int D>
+/* The 32 keys from the warps' own on that queries first.. list. A tile of keys begins at a multiple
+ * of its size, so a warp's 16 keys are in one word. */
+static __device__ __forceinline__ void load_listed(const gradient_schedule &s, int group, int first,
+                                                   int end, int first_key, int n_words,
+                                                   uint32_t *listed)
+{
+    for (int i = threadIdx.x; i < n_words * QUERIES; i += blockDim.x) {
+        int query = first + i % QUERIES;
+        listed[i] = query < end ? schedule_listed(s, schedule_query(s, group, query),
+                                                  first_key + i / QUERIES * 32)
+                                : 0;
+    }
+}
+
+template <int D, bool LISTED>
 static __global__ void __launch_bounds__(256, 1)
     attend_keys_kernel(const __grid_constant__ attend_gradient job)
 {
     extern __shared__ __align__(128) unsigned char shared[];
     __shared__ int positions[QUERIES];
     __shared__ int64_t slots[QUERIES];
+    __shared__ uint32_t listed[LISTED ? 4 * QUERIES : 1]; /* at most 128 keys */
     const gradient_schedule &s = job.schedule;
     int keys = s.tile_keys, group = job.first_group + blockIdx.y, item = blockIdx.x;
     int n_units = s.n_blocks * (s.block_size / keys);
@@ -125,6 +141,7 @@ static __global__ void __launch_bounds__(256, 1)
         __syncthreads(); /* this step's queries are there, the last step's are used up */
         if (head == 0) {
             describe_queries(s, job.blocks, owner, first, end, positions, slots);
+            if (LISTED) load_listed(s, group, first, end, u.first_key, keys / 32, listed);
         }
         if (step + 1 < n_steps) {
             int next = step + 1;
@@ -137,7 +154,8 @@ static __global__ void __launch_bounds__(256, 1)
         tile_multiply<D>(at.k, warp_row, at.q(stage), 0, st);
         tile_multiply<D>(at.v(), warp_row, at.d_out(stage), 0, dp);
         const float *stats = (const float *)(shared + (at.stats(stage) - at.k));
-        softmax_gradient(job, stats, positions, key, st, dp);
+        softmax_gradient<LISTED>(job, stats, positions, key,
+                                 listed + (LISTED ? warp_row / 32 * QUERIES : 0), st, dp);
         tile_multiply_registers<D>(st, at.d_out(stage), dv);
         tile_multiply_registers<D>(dp, at.q(stage), dk);
         if (job.blocks.data) {
@@ -151,15 +169,22 @@ static __global__ void __launch_bounds__(256, 1)
     store_keys<D>(job.item_dv + out, warp_row, 1, dv);
 }
 
-template <int D> static msa_status launch(msa_context *ctx, const attend_gradient *job)
+template <int D, bool LISTED>
+static msa_status launch_kernel(msa_context *ctx, const attend_gradient *job)
 {
     int keys = job->schedule.tile_keys, bytes = keys_shared<D>::bytes(keys);
     MSA_CUDA_TRY("attend_backward",
-                 cudaFuncSetAttribute(attend_keys_kernel<D>,
+                 cudaFuncSetAttribute(attend_keys_kernel<D, LISTED>,
                                       cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
     dim3 grid((unsigned)job->schedule.max_items, (unsigned)job->n_groups);
-    attend_keys_kernel<D><<<grid, keys * 2, bytes, cuda_stream(ctx)>>>(*job);
+    attend_keys_kernel<D, LISTED><<<grid, keys * 2, bytes, cuda_stream(ctx)>>>(*job);
     return cuda_launched("attend_backward");
+}
+
+template <int D> static msa_status launch(msa_context *ctx, const attend_gradient *job)
+{
+    return job->schedule.listed ? launch_kernel<D, true>(ctx, job)
+                                : launch_kernel<D, false>(ctx, job);
 }
 
 msa_status attend_keys(msa_context *ctx, const attend_gradient *job)

@@ -54,7 +54,7 @@ static __device__ __forceinline__ int next_tile(const gradient_schedule &s, int 
     return next;
 }
 
-template <int D>
+template <int D, bool LISTED>
 static __global__ void __launch_bounds__(THREADS, 1)
     attend_queries_kernel(const __grid_constant__ attend_gradient job)
 {
@@ -105,6 +105,14 @@ static __global__ void __launch_bounds__(THREADS, 1)
         if (next <= high) {
             load_keys<D>(job, at, stage ^ 1, key_row + next, min(KEYS, high + 1 - next), group);
         }
+        uint32_t listed[2][KEYS / 32]; /* of the thread's two rows */
+        for (int w = 0; LISTED && w < 2 * KEYS / 32; w++) {
+            int i = warp_row + product_row(w / (KEYS / 32) * 2), part = w % (KEYS / 32);
+            listed[w / (KEYS / 32)][part] =
+                i < n && tile_key + part * 32 <= high
+                    ? schedule_listed(s, query_row + i, tile_key + part * 32)
+                    : 0;
+        }
         float scores[KEYS / 8][4] = {}, ds[KEYS / 8][4] = {};
         tile_multiply<D>(at.q, warp_row, at.k(stage), 0, scores);
         tile_multiply<D>(at.d_out(), warp_row, at.v(stage), 0, ds);
@@ -115,7 +123,12 @@ static __global__ void __launch_bounds__(THREADS, 1)
                 int position = low + warp_row + product_row(e);
                 int key = tile_key + j * 8 + product_column(e);
                 float p = 0;
-                if (schedule_sees(s, position, key) && lse[e / 2] != -INFINITY) {
+                bool seen = schedule_sees(s, position, key);
+                if (LISTED) {
+                    int bit = j * 8 + product_column(e);
+                    seen = seen && listed[e / 2][j / 4] >> bit % 32 & 1;
+                }
+                if (seen && lse[e / 2] != -INFINITY) {
                     p = ex2(scores[j][e] * scale - lse[e / 2] * LOG2E);
                 }
                 ds[j][e] = p == 0 ? 0 : p * (ds[j][e] - delta[e / 2]);
@@ -139,16 +152,23 @@ static __global__ void __launch_bounds__(THREADS, 1)
     }
 }
 
-template <int D> static msa_status launch(msa_context *ctx, const attend_gradient *job)
+template <int D, bool LISTED>
+static msa_status launch_kernel(msa_context *ctx, const attend_gradient *job)
 {
     int bytes = queries_shared<D>::BYTES;
     MSA_CUDA_TRY("dense_attend_backward",
-                 cudaFuncSetAttribute(attend_queries_kernel<D>,
+                 cudaFuncSetAttribute(attend_queries_kernel<D, LISTED>,
                                       cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
     int64_t n_tiles = job->q.shape[0] / QUERIES + job->schedule.n_seqs;
     dim3 grid((unsigned)n_tiles, (unsigned)job->q.shape[1]);
-    attend_queries_kernel<D><<<grid, THREADS, bytes, cuda_stream(ctx)>>>(*job);
+    attend_queries_kernel<D, LISTED><<<grid, THREADS, bytes, cuda_stream(ctx)>>>(*job);
     return cuda_launched("dense_attend_backward");
+}
+
+template <int D> static msa_status launch(msa_context *ctx, const attend_gradient *job)
+{
+    return job->schedule.listed ? launch_kernel<D, true>(ctx, job)
+                                : launch_kernel<D, false>(ctx, job);
 }
 
 msa_status attend_queries(msa_context *ctx, const attend_gradient *job)

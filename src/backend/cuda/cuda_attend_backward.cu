@@ -1,6 +1,8 @@
-/* msa_attend_backward and msa_dense_attend_backward: which kernels run, and their workspace. */
+/* msa_attend_backward, msa_dense_attend_backward and msa_token_attend_backward: which kernels run,
+ * and their workspace. Listed tokens are dense attention with the other keys hidden. */
 #include "backend/cuda/attend_backward.h"
 #include "backend/cuda/elements.cuh"
+#include "backend/cuda/token_bits.h"
 
 /* The slots of dQ take at most this much at once, unless one group alone takes more. */
 static const size_t SLOT_BYTES = (size_t)4 << 30;
@@ -186,4 +188,53 @@ msa_status cuda_dense_attend_backward(msa_context *ctx, const msa_dense_attend_b
     sink_kernel<<<(unsigned)args->q.shape[1], 256, 0, cuda_stream(ctx)>>>(
         job, args->sink_logit, (float *)args->d_sink_logit.data);
     return cuda_launched("dense_attend_backward");
+}
+
+/* ---- listed tokens -------------------------------------------------------------------------- */
+
+static attend_gradient token_job(const msa_token_attend_backward_args *args)
+{
+    attend_gradient job = {};
+    job.q = args->q;
+    job.k = args->kv.k;
+    job.v = args->kv.v;
+    job.out = args->out;
+    job.lse = args->lse;
+    job.d_out = args->d_out;
+    job.dq = args->dq;
+    job.dk = args->dk;
+    job.dv = args->dv;
+    job.scale = args->scale;
+    int32_t n_kv_heads = (int32_t)args->kv.k.shape[1];
+    job.group = (int32_t)args->q.shape[1] / n_kv_heads;
+    gradient_schedule_dense(&job.schedule, &args->kv, args->kv.k.shape[0], args->q.shape[0],
+                            n_kv_heads);
+    job.schedule.cu_seqlens_q = args->cu_seqlens_q;
+    job.schedule.listed_row = token_bits_row(args->kv.k.shape[0]);
+    return job;
+}
+
+static size_t bits_bytes(const msa_token_attend_backward_args *args)
+{
+    return aligned((size_t)args->q.shape[0] * token_bits_row(args->kv.k.shape[0]) * 4);
+}
+
+size_t cuda_token_attend_backward_workspace(const msa_context *ctx,
+                                            const msa_token_attend_backward_args *args)
+{
+    (void)ctx;
+    attend_gradient job = token_job(args);
+    return bits_bytes(args) + planned_bytes(&job);
+}
+
+msa_status cuda_token_attend_backward(msa_context *ctx, const msa_token_attend_backward_args *args,
+                                      void *workspace)
+{
+    MSA_CUDA_TRY("token_attend_backward", cudaSetDevice(cuda_state(ctx)->device));
+    attend_gradient job = token_job(args);
+    uint32_t *bits = (uint32_t *)workspace;
+    MSA_TRY(
+        token_bits_make(ctx, &args->tokens, 0, args->q.shape[0], job.schedule.listed_row, bits));
+    job.schedule.listed = bits;
+    return run(ctx, &job, (char *)workspace + bits_bytes(args));
 }

@@ -117,6 +117,21 @@ size_t cuda_index_kl_workspace(const msa_context *ctx, const msa_index_kl_args *
 msa_status cuda_index_kl(msa_context *ctx, const msa_index_kl_args *args, void *workspace);
 size_t cuda_block_mass_workspace(const msa_context *ctx, const msa_block_mass_args *args);
 msa_status cuda_block_mass(msa_context *ctx, const msa_block_mass_args *args, void *workspace);
+msa_status cuda_layernorm(msa_context *ctx, const msa_layernorm_args *args);
+size_t cuda_layernorm_backward_workspace(const msa_context *ctx,
+                                         const msa_layernorm_backward_args *args);
+msa_status cuda_layernorm_backward(msa_context *ctx, const msa_layernorm_backward_args *args,
+                                   void *workspace);
+size_t cuda_token_select_workspace(const msa_context *ctx, const msa_token_select_args *args);
+msa_status cuda_token_select(msa_context *ctx, const msa_token_select_args *args, void *workspace);
+size_t cuda_token_attend_workspace(const msa_context *ctx, const msa_token_attend_args *args);
+msa_status cuda_token_attend(msa_context *ctx, const msa_token_attend_args *args, void *workspace);
+size_t cuda_token_attend_backward_workspace(const msa_context *ctx,
+                                            const msa_token_attend_backward_args *args);
+msa_status cuda_token_attend_backward(msa_context *ctx, const msa_token_attend_backward_args *args,
+                                      void *workspace);
+size_t cuda_token_kl_workspace(const msa_context *ctx, const msa_token_kl_args *args);
+msa_status cuda_token_kl(msa_context *ctx, const msa_token_kl_args *args, void *workspace);
 size_t cuda_linear_backward_workspace(const msa_context *ctx, const msa_linear_backward_args *args);
 msa_status cuda_linear_backward(msa_context *ctx, const msa_linear_backward_args *args,
                                 void *workspace);

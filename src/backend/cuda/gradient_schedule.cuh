@@ -75,4 +75,17 @@ __device__ __forceinline__ bool schedule_sees(const gradient_schedule &s, int po
     return key <= position && (!s.window || key > position - s.window || key < s.n_sink_tokens);
 }
 
+/* 32 keys of a row of q from `key` on, a multiple of 32. */
+__device__ __forceinline__ uint32_t schedule_listed(const gradient_schedule &s, int64_t token,
+                                                    int key)
+{
+    return s.listed[token * s.listed_row + key / 32];
+}
+
+/* The same for one key, where rows may list all. */
+__device__ __forceinline__ bool schedule_lists(const gradient_schedule &s, int64_t token, int key)
+{
+    return !s.listed || schedule_listed(s, token, key) >> key % 32 & 1;
+}
+
 #endif

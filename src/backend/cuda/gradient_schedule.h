@@ -14,10 +14,13 @@
 typedef struct gradient_schedule {
     const int32_t *cu_seqlens_q, *cu_seqlens_k, *kv_lens;
     int32_t n_seqs, n_groups;
-    int32_t block_size, tile_keys;      /* tile_keys divides block_size */
-    const int32_t *offsets, *queries;   /* the reverse index; NULL: every visible key */
-    int64_t offsets_row, queries_row;   /* elements between groups */
-    int64_t window, n_sink_tokens;      /* of dense attention; window 0: all */
+    int32_t block_size, tile_keys;    /* tile_keys divides block_size */
+    const int32_t *offsets, *queries; /* the reverse index; NULL: every visible key */
+    int64_t offsets_row, queries_row; /* elements between groups */
+    int64_t window, n_sink_tokens;    /* of dense attention; window 0: all */
+    const uint32_t *listed; /* of dense attention: bit j of row i of q says whether key j is one of
+                               its; NULL: all are */
+    int64_t listed_row;     /* words between rows */
     int32_t n_blocks, chunk, max_items; /* capacities; of one group */
     int32_t *block_base;                /* [n_seqs + 1] first block of a sequence; workspace */
     int32_t *item_first; /* [n_groups, n_units + 1] first item of a unit; workspace */
