@@ -67,7 +67,7 @@ def parse(arguments):
     add("--tokens", type=tokens, default=tokens("60M"), help="of a run, such as 60M; the same for every row")
     add("--seeds", default="1", help="such as 1,2")
     add("--device", default="cuda", choices=["cuda", "cpu"])
-    add("--gpus", type=int, default=1, help="rows at a time")
+    add("--gpus", type=int, default=1, help="rows at a time, each on a GPU of its own")
     add("--minutes", type=float, default=0, help="stop after so many, saving; the same command goes on")
     add("--eval", action="store_true", help="run: ask each row as soon as it is trained")
     add("--counts", type=float, default=1, help="times as many questions as recipes/study-eval.json says")

@@ -163,7 +163,7 @@ class Runner:
         options = self.options
         queue = [(row, seed) for seed in seeds for row in rows]
         names = [recipes.run_name(*one) for one in queue]
-        devices = [f"cuda:{i}" for i in range(options.gpus)] if options.device == "cuda" else ["cpu"]
+        devices = [f"cuda:{i}" for i in range(options.gpus)] if options.device == "cuda" else ["cpu"] * options.gpus
         threads = [threading.Thread(target=self.work_on, args=(queue, device)) for device in devices]
         signal.signal(signal.SIGINT, self.stop)
         begin = told = time.monotonic()

@@ -85,7 +85,7 @@ def test_shares_become_steps():
 
 
 def test_from_books_to_tables(work, tmp_path):
-    done = study(work, "run", "msa-converted", "full", "--eval")
+    done = study(work, "run", "msa-converted", "full", "--eval", "--gpus", 2)
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("trained in") == 2 and done.stdout.count("asked in") == 2
 
@@ -102,6 +102,15 @@ def test_from_books_to_tables(work, tmp_path):
 
     again = study(work, "run", "full")
     assert again.returncode == 0 and "trained in 0 s" in again.stdout
+
+
+def test_a_run_is_cut_off_and_goes_on(work):
+    done = study(work, "run", "swa", "--minutes", 0.01)
+    assert done.returncode == 130 and "trained" not in done.stdout, done.stdout
+    assert not (work / "runs/swa-s1/step-000020").exists()
+    done = study(work, "run", "swa")
+    assert done.returncode == 0 and "swa-s1: trained" in done.stdout, done.stdout
+    assert (work / "runs/swa-s1/step-000020/config.json").exists()
 
 
 def test_what_cannot_start_says_so(work):
