@@ -28,6 +28,7 @@ extern const cli_command cli_cmd_inspect;
 extern const cli_command cli_cmd_logits;
 extern const cli_command cli_cmd_make_model;
 extern const cli_command cli_cmd_needle;
+extern const cli_command cli_cmd_quantize;
 extern const cli_command cli_cmd_render;
 extern const cli_command cli_cmd_run;
 extern const cli_command cli_cmd_shards;
@@ -43,6 +44,7 @@ const cli_command *const cli_commands[] = {
     &cli_cmd_inspect,
     &cli_cmd_make_model,
     &cli_cmd_convert,
+    &cli_cmd_quantize,
     &cli_cmd_logits,
     &cli_cmd_tokenize,
     &cli_cmd_train,

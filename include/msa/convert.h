@@ -1,8 +1,9 @@
-/* From a dense model to one with MiniMax Sparse Attention: the index branch is added, untrained.
+/* Model folders in, model folders out: msa_convert gives a dense model the index branch of MiniMax
+ * Sparse Attention, untrained; msa_quantize gives a model MXFP8 weights.
  *
- * What trains it is a trainer (train.h) that starts from the result: first the index branch alone
- * against full attention, then everything with the selection on. `msa convert` does all of it;
- * docs/conversion.md says what happens and why.
+ * What trains the index branch is a trainer (train.h) that starts from the result: first the index
+ * branch alone against full attention, then everything with the selection on. `msa convert` does
+ * all of it; docs/conversion.md says what happens and why, docs/quantization.md for MXFP8.
  */
 #ifndef MSA_CONVERT_H
 #define MSA_CONVERT_H
@@ -44,6 +45,64 @@ MSA_ARGS_INIT(msa_convert_args)
  */
 MSA_API MSA_CHECK_RESULT msa_status msa_convert(const msa_convert_args *args,
                                                 msa_progress_fn progress, void *user);
+
+/* What a tensor is for. */
+enum {
+    MSA_QUANTIZE_ATTENTION,
+    MSA_QUANTIZE_INDEX,  /* index branch: projections; its norms are among the others */
+    MSA_QUANTIZE_MLP,    /* of dense layers, and shared experts */
+    MSA_QUANTIZE_EXPERT, /* routed experts */
+    MSA_QUANTIZE_EMBEDDING,
+    MSA_QUANTIZE_HEAD,
+    MSA_QUANTIZE_OTHER, /* norms, biases, routers: never quantised */
+    MSA_QUANTIZE_KINDS
+};
+
+typedef struct msa_quantize_kind {
+    int64_t n_quantized, n_kept; /* tensors */
+    int64_t source_bytes, bytes; /* before and after, scales included */
+    double largest_error;        /* of a quantised tensor: |W - Q| / |W|, Frobenius norms */
+} msa_quantize_kind;
+
+typedef struct msa_quantize_info {
+    uint32_t struct_size;
+    uint32_t flags;
+    int64_t source_bytes, bytes; /* of all tensors */
+    msa_quantize_kind kinds[MSA_QUANTIZE_KINDS];
+} msa_quantize_info;
+MSA_ARGS_INIT(msa_quantize_info)
+
+typedef struct msa_quantize_args {
+    uint32_t struct_size;
+    uint32_t flags;
+    const char *source_dir; /* MiniMax-M3's shape; weights in f32, bf16 or f16 */
+    const char *out_dir;    /* created, or an empty folder */
+    /* Modules that keep their dtype: a name, or part of one between dots, as in ignored_layers:
+     * "index_q_proj", "layers.0.self_attn". NULL: none. */
+    const char *const *keep;
+    int32_t n_keep;
+    int32_t embedding; /* 1: the embedding and the output head, too; MiniMax keeps them bf16 */
+} msa_quantize_args;
+MSA_ARGS_INIT(msa_quantize_args)
+
+/* Write the model with MXFP8 weights, in the layout of MiniMax's MXFP8 release.
+ *
+ * Math      (L8); groups of 32 along the inputs with an E8M0 scale each, the smallest power of two
+ *           at which no value saturates; codes round to nearest even
+ * Weights   matrices become X.weight (F8_E4M3) and X.weight_scale_inv (U8). Norms, biases, routers,
+ *           matrices whose inputs are no multiple of 32, and what the arguments keep, keep their
+ *           bits. Names are the released ones.
+ * Config    the source's members and quantization_config
+ * Files     tokenizer and generation settings are copied; config.json is written last
+ * progress  in bytes of the result; may be NULL
+ * info      filled; may be NULL
+ * Errors    MSA_EUNSUPPORTED another family, quantised weights, a tensor that is not of the text
+ *           model; MSA_EINVAL argument, value and rule; MSA_EFORMAT NaN or infinity, and where;
+ *           MSA_EIO; MSA_ENOMEM
+ */
+MSA_API MSA_CHECK_RESULT msa_status msa_quantize(const msa_quantize_args *args,
+                                                 msa_progress_fn progress, void *user,
+                                                 msa_quantize_info *info);
 
 #ifdef __cplusplus
 }

@@ -12,7 +12,7 @@
  * safetensors.h named arrays in files
  * model.h      model folders, tokenizer, chat prompts
  * engine.h     engine and sessions
- * convert.h    an index branch for dense models
+ * convert.h    an index branch for dense models, MXFP8 weights
  * train.h      training, and what a selection captures
  * tasks.h      long-text tasks made from a seed
  * data.h       tokenizer training, token shards

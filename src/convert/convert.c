@@ -4,22 +4,16 @@
  * says what there must be: what the source has is copied, what it lacks is the index branch.
  * config.json lands last, so a folder that has one is whole.
  */
-#define _POSIX_C_SOURCE 200809L
+#include "base/alloc.h"
 #include "base/args.h"
 #include "base/error.h"
-#include "base/alloc.h"
 #include "convert/conversion.h"
-#include "model/files.h"
+#include "convert/folder.h"
 #include "model/weight_files.h"
 
-#include <dirent.h>
-#include <errno.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
 
 #define CONFIG_MAX_BYTES ((size_t)16 << 20)
-#define SIDE_MAX_BYTES   ((size_t)256 << 20)
 
 /* ---- tensors ------------------------------------------------------------------------------- */
 
@@ -73,55 +67,6 @@ static msa_status write_weights(const msa__conversion *conversion)
     return status;
 }
 
-/* ---- folders ------------------------------------------------------------------------------- */
-
-static msa_status make_folder(const char *dir)
-{
-    if (mkdir(dir, 0777) == 0) return MSA_OK;
-    DIR *folder = errno == EEXIST ? opendir(dir) : NULL;
-    if (!folder) return MSA_FAIL(MSA_EIO, "convert: %.300s: %s", dir, strerror(errno));
-    int32_t n = 0;
-    while (readdir(folder)) n++;
-    closedir(folder);
-    if (n <= 2) return MSA_OK; /* . and .. */
-    return MSA_FAIL(MSA_EINVAL, "convert: out_dir = %.300s, must be empty or not exist", dir);
-}
-
-static msa_status copy_file(const msa__conversion *conversion, const char *name)
-{
-    char from[1100], to[1100];
-    char *text;
-    size_t bytes;
-    MSA_TRY(msa__path_join(from, sizeof(from), conversion->args.source_dir, name));
-    MSA_TRY(msa__path_join(to, sizeof(to), conversion->args.out_dir, name));
-    if (!msa__file_exists(from)) return MSA_OK;
-    const msa_allocator *allocator = &msa__default_allocator;
-    MSA_TRY(msa__file_read(from, SIDE_MAX_BYTES, allocator, &text, &bytes));
-    msa_status status = msa__file_write(to, text, bytes);
-    allocator->free(allocator->user, text, bytes + 1);
-    return status;
-}
-
-static msa_status write_folder(const msa__conversion *conversion, const msa__text *config)
-{
-    static const char *const side_files[] = {"tokenizer.json",
-                                             "tokenizer_config.json",
-                                             "special_tokens_map.json",
-                                             "vocab.json",
-                                             "merges.txt",
-                                             "added_tokens.json",
-                                             "chat_template.jinja",
-                                             "generation_config.json"};
-    char path[1100];
-    MSA_TRY(make_folder(conversion->args.out_dir));
-    MSA_TRY(write_weights(conversion));
-    for (size_t i = 0; i < sizeof(side_files) / sizeof(side_files[0]); i++) {
-        MSA_TRY(copy_file(conversion, side_files[i]));
-    }
-    MSA_TRY(msa__path_join(path, sizeof(path), conversion->args.out_dir, "config.json"));
-    return msa__file_write(path, config->bytes, config->n);
-}
-
 /* ---- the whole ----------------------------------------------------------------------------- */
 
 static msa_status parse_target(msa__conversion *conversion, const msa__text *text)
@@ -144,7 +89,9 @@ static msa_status convert(msa__conversion *c, msa__text *config)
     MSA_TRY(msa__weights_open(&c->weights, &c->source, dir, &msa__default_allocator));
     msa__conversion_config(c, config);
     MSA_TRY(parse_target(c, config));
-    return write_folder(c, config);
+    MSA_TRY(msa__convert_make_folder("convert", c->args.out_dir));
+    MSA_TRY(write_weights(c));
+    return msa__convert_finish_folder(dir, c->args.out_dir, config);
 }
 
 msa_status msa_convert(const msa_convert_args *args, msa_progress_fn progress, void *user)

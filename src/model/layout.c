@@ -221,7 +221,8 @@ const msa_tensor *msa__weights_view(const msa__weights *weights, const msa__tens
 
 int32_t msa__spec_quantized(const msa__config *c, const msa__tensor_spec *spec)
 {
-    if (!c->mxfp8 || (spec->kind != MATRIX && spec->kind != MSA__KIND_HEAD)) return 0;
+    int32_t router = spec->kind == MSA__KIND_ROUTER;
+    if (!c->mxfp8 || router || spec->columns == 0) return 0;
     char module[sizeof(spec->name)];
     size_t bytes = strlen(spec->name) - strlen(".weight");
     memcpy(module, spec->name, bytes);

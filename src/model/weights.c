@@ -6,6 +6,7 @@
 #include "base/numeric.h"
 #include "model/checkpoint.h"
 #include "model/layout.h"
+#include "model/weights_embedding.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -284,8 +285,12 @@ static msa_status load_globals(loader *l, msa__weights *weights)
     found_tensor t;
     msa_weight embedding;
     MSA_TRY(find_first(l, model + 2 * plain, 3 - 2 * plain, "embed_tokens.weight", &t, &l->prefix));
-    MSA_TRY(check_matrix(l, &t, 2, table, 0, &embedding));
+    /* Quantisers leave it alone even where ignored_layers does not say so: the dtype decides. */
+    MSA_TRY(check_matrix(l, &t, 2, table, t.tensor.dtype == MSA_DTYPE_F8_E4M3, &embedding));
     weights->embedding = embedding.w;
+    if (embedding.scales.data) {
+        MSA_TRY(msa__weights_unpack_embedding(weights, &embedding, t.name));
+    }
     MSA_TRY(find_first(l, &l->prefix, 1, "norm.weight", &t, &l->prefix));
     MSA_TRY(check_shape(&t, 1, table + 1));
     if (!is_float(t.tensor.dtype)) return fail_dtype(&t, "f32, bf16 or f16");
@@ -337,6 +342,7 @@ void msa__weights_close(msa__weights *weights)
     if (weights->layers) {
         a->free(a->user, weights->layers, (size_t)weights->n_layers * sizeof(*weights->layers));
     }
+    msa__weights_free_embedding(weights);
     msa__checkpoint_close(weights->checkpoint);
     memset(weights, 0, sizeof(*weights));
 }

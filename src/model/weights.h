@@ -23,11 +23,13 @@ typedef struct msa__layer_weights {
 } msa__layer_weights;
 
 typedef struct msa__weights {
-    msa_tensor embedding;  /* [vocab, H] */
+    msa_tensor embedding;  /* [vocab, H]; of an MXFP8 one the bf16 copy */
     msa_tensor final_norm; /* [H] */
     msa_weight head;       /* [vocab, H]; the embedding when tied */
     msa__layer_weights *layers;
     struct msa__checkpoint *checkpoint; /* the mapped files */
+    void *unpacked_embedding;           /* owned copy of an MXFP8 embedding, or NULL */
+    size_t unpacked_bytes;
     msa_allocator allocator;
     int32_t n_layers, n_experts;
 } msa__weights;

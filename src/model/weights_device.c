@@ -109,6 +109,7 @@ static msa_status copy_structs(msa__weights *copy, const msa__weights *mapped)
     size_t expert_bytes = (size_t)mapped->n_experts * sizeof(*copy->layers->experts);
     *copy = *mapped;
     copy->checkpoint = NULL;
+    copy->unpacked_embedding = NULL;
     copy->layers = a->alloc(a->user, layer_bytes, 64);
     if (!copy->layers) return MSA_FAIL(MSA_ENOMEM, "model_load: no memory for the layers");
     memcpy(copy->layers, mapped->layers, layer_bytes);
