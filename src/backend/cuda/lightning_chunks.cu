@@ -1,8 +1,9 @@
 /* Steps of a mix on tensor cores; see lightning.h.
  *
  * A CTA of four warps owns a segment of a head and 64 columns of z, and walks over the segment 64
- * rows at a time. The state's columns stay in registers, f32, D / 4 of its rows a warp; its copy
- * in shared memory, bf16, is what the next chunk's rows are multiplied with. Of a chunk
+ * rows at a time. The state's columns stay in registers, f32, D / 4 of its rows a warp; in shared
+ * memory it lies as two bf16, what rounding leaves of the first being the second: a state is a sum
+ * over thousands of tokens, of which single ones must not vanish. Of a chunk
  *
  *     out = decays x (x state) + (triangle of x y^T with decays) z
  *     state = w^n state + y^T (z with decays)
@@ -19,8 +20,8 @@ template <int D> struct chunk_tiles {
     enum {
         X = 0,
         Y = X + ROWS * D * 2,
-        STATE = Y + ROWS * D * 2, /* [D, COLUMNS] */
-        Z = STATE + D * COLUMNS * 2,
+        STATE = Y + ROWS * D * 2, /* [D, COLUMNS] twice */
+        Z = STATE + 2 * D * COLUMNS * 2,
         Z_LATER = Z + ROWS * COLUMNS * 2, /* with its decays up to the chunk's end */
         DECAYS = Z_LATER + ROWS * COLUMNS * 2,
         BYTES = DECAYS + (ROWS + 1) * 4
@@ -71,9 +72,12 @@ static __device__ __forceinline__ void write_rows(const lightning_mix &mix,
         tile_a<D>(tiles + T::X, m, k, a);
 #pragma unroll
         for (int j = 0; j < COLUMNS / 8; j += 2) {
-            tile_b_across<COLUMNS>(tiles + T::STATE, j * 8, k, b);
-            mma_m16n8k16(out[j], a, b[0], b[1]);
-            mma_m16n8k16(out[j + 1], a, b[2], b[3]);
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                tile_b_across<COLUMNS>(tiles + T::STATE, j * 8, k + half * D, b);
+                mma_m16n8k16(out[j], a, b[0], b[1]);
+                mma_m16n8k16(out[j + 1], a, b[2], b[3]);
+            }
         }
 #pragma unroll
         for (int j = 0; j < ROWS / 8; j += 2) {
@@ -144,20 +148,29 @@ static __device__ __forceinline__ void advance(warp_state<D> &state, uint32_t ti
     }
 }
 
+/* Two neighbours of the state, and below them what rounding leaves of them. */
+template <int D>
+static __device__ __forceinline__ void round_pair(uint32_t tile, int row, int j, float a, float b)
+{
+    uint32_t pair = pack_bf16(a, b), in_chunk = product_column(0) * 2;
+    float2 rounded = unpack_pair(pair, CUDA_BF16);
+    store_shared_32(tile_chunk<COLUMNS>(tile, row, j) + in_chunk, pair);
+    store_shared_32(tile_chunk<COLUMNS>(tile, row + D, j) + in_chunk,
+                    pack_bf16(a - rounded.x, b - rounded.y));
+}
+
 /* The state as the next chunk's rows meet it. */
 template <int D>
-static __device__ __forceinline__ void round_state(const warp_state<D> &state, uint32_t tiles)
+static __device__ __forceinline__ void split_state(const warp_state<D> &state, uint32_t tiles)
 {
+    uint32_t tile = tiles + chunk_tiles<D>::STATE;
 #pragma unroll
     for (int piece = 0; piece < D / 64; piece++) {
 #pragma unroll
         for (int j = 0; j < COLUMNS / 8; j++) {
             const float(&x)[4] = state.sums[piece][j];
-            uint32_t tile = tiles + chunk_tiles<D>::STATE, in_chunk = product_column(0) * 2;
-            store_shared_32(tile_chunk<COLUMNS>(tile, state_row<D>(piece, 0), j) + in_chunk,
-                            pack_bf16(x[0], x[1]));
-            store_shared_32(tile_chunk<COLUMNS>(tile, state_row<D>(piece, 2), j) + in_chunk,
-                            pack_bf16(x[2], x[3]));
+            round_pair<D>(tile, state_row<D>(piece, 0), j, x[0], x[1]);
+            round_pair<D>(tile, state_row<D>(piece, 2), j, x[2], x[3]);
         }
     }
 }
@@ -197,7 +210,7 @@ static __device__ __forceinline__ void write_state(const warp_state<D> &state,
 }
 
 template <int D, bool OUTPUTS>
-static __global__ void __launch_bounds__(THREADS, 2)
+static __global__ void __launch_bounds__(THREADS, D == 64 ? 4 : 2)
     chunks_kernel(const __grid_constant__ lightning_mix mix)
 {
     using T = chunk_tiles<D>;
@@ -211,7 +224,7 @@ static __global__ void __launch_bounds__(THREADS, 2)
     if (OUTPUTS) before = state_before(mix, s, head);
     warp_state<D> state;
     read_state(state, before);
-    if (OUTPUTS) round_state(state, tiles);
+    if (OUTPUTS) split_state(state, tiles);
     if (threadIdx.x <= ROWS) decays[threadIdx.x] = expf(-mix.slopes[head] * threadIdx.x);
     __syncthreads();
     for (int row = 0; row < s.n_rows; row += ROWS) {
@@ -226,7 +239,7 @@ static __global__ void __launch_bounds__(THREADS, 2)
         }
         advance(state, tiles, decays[n_rows]);
         __syncthreads(); /* nobody reads the tiles any more */
-        if (OUTPUTS) round_state(state, tiles);
+        if (OUTPUTS) split_state(state, tiles);
     }
     if (after.data) write_state(state, after);
 }
