@@ -72,7 +72,7 @@ def parse(arguments):
     add("--eval", action="store_true", help="run: ask each row as soon as it is trained")
     add("--counts", type=float, default=1, help="times as many questions as recipes/study-eval.json says")
     add("--longest", type=tokens, default=1 << 30, help="leave longer questions out")
-    add("--set", action="append", default=[], metavar="KEY=JSON", help="another value in every recipe: defaults.lr=5e-4")
+    add("--set", action="append", default=[], metavar="KEY=JSON", help="change every recipe: defaults.lr=5e-4")
     return parser.parse_args(arguments)
 
 

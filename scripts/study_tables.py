@@ -14,8 +14,8 @@ def read_results(folder):
     for path in sorted(folder.glob("*.json")):
         result = recipes.read_json(path)
         found[result["row"]].append(result)
-    order = recipes.GROUPS["all"]
-    return {row: found[row] for row in sorted(found, key=lambda row: order.index(row) if row in order else len(order))}
+    order = {row: i for i, row in enumerate(recipes.GROUPS["all"])}
+    return {row: found[row] for row in sorted(found, key=lambda row: order.get(row, len(order)))}
 
 
 def spread(values, form):
@@ -27,18 +27,37 @@ def spread(values, form):
     return mean if len(values) == 1 else f"{mean} ({form.format(min(values))}{DASH}{form.format(max(values))})"
 
 
-def table(head, rows):
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+def name_length(length):
+    return f"{length // 1024}K"
+
+
+def lengths():
+    return [int(length) for length in recipes.read_questions()["count"]]
+
+
+# ---- figures of one result, None where it has none ------------------------------------------------------------
 
 
 def answers(result, length, tasks=None):
-    return [one for one in result["eval"] if one["length"] == length and one["task"] in (tasks or recipes.read_questions()["tasks"])]
+    tasks = tasks or recipes.read_questions()["tasks"]
+    return [one for one in result["eval"] if one["length"] == length and one["task"] in tasks]
 
 
 def accuracy(result, length, tasks=None):
     found = [one["accuracy"] for one in answers(result, length, tasks)]
     return 100 * sum(found) / len(found) if found else None
+
+
+def each(result, length, amount, seconds):
+    """Seconds for one of an amount, over the tasks of a length."""
+    found = answers(result, length)
+    n = sum(one[amount] for one in found)
+    return sum(one[seconds] for one in found) / n if n else None
+
+
+def token_ms(result, length):
+    seconds = each(result, length, "generated_tokens", "generate_seconds")
+    return seconds and 1000 * seconds
 
 
 def of_task(result, task, length, key):
@@ -49,75 +68,62 @@ def validation(result, stage):
     return next((line["validation_loss"] for line in reversed(result["validation"]) if line["stage"] == stage), None)
 
 
-def name_length(length):
-    return f"{length // 1024}K"
+# ---- tables ----------------------------------------------------------------------------------------------------
 
 
-def lengths():
-    return [int(length) for length in recipes.read_questions()["count"]]
+def table(results, rows, columns):
+    """A line a row; columns: (head, form, figure of a result)."""
+    lines = [" | ".join(["row", *[head for head, _, _ in columns]]), " | ".join(["---"] * (1 + len(columns)))]
+    for row in rows:
+        cells = [spread([pick(one) for one in results[row]], form) for _, form, pick in columns]
+        lines.append(" | ".join([f"`{row}`", *cells]))
+    return "\n".join(f"| {line} |" for line in lines)
 
 
 def main_table(results, rows):
-    head = ["row", "validation loss, 32K", *[f"tasks, {name_length(n)}" for n in lengths()], "block recall, 32K", "GPU seconds"]
-    body = []
-    for row in rows:
-        seeds = results[row]
-        body.append([f"`{row}`", spread([validation(one, "32K") for one in seeds], "{:.3f}"),
-                     *[spread([accuracy(one, n) for one in seeds], "{:.1f}") for n in lengths()],
-                     spread([of_task(one, "recall", 32768, "block_recall") for one in seeds], "{:.3f}"),
-                     spread([one["seconds"] for one in seeds], "{:.0f}")])
-    return table(head, body)
+    columns = [("validation loss, 32K", "{:.3f}", lambda one: validation(one, "32K"))]
+    columns += [(f"tasks, {name_length(n)}", "{:.1f}", lambda one, n=n: accuracy(one, n)) for n in lengths()]
+    columns += [("GPU seconds", "{:.0f}", lambda one: one["seconds"])]
+    return table(results, rows, columns)
 
 
-def task_table(results, rows):
-    tasks = recipes.read_questions()["tasks"]
-    body = []
-    for row in rows:
-        for n in lengths():
-            cells = [spread([accuracy(one, n, [task]) for one in results[row]], "{:.0f}") for task in tasks]
-            body.append([f"`{row}`", name_length(n), *cells])
-    return table(["row", "length", *tasks], body)
+def task_tables(results, rows):
+    parts = []
+    for n in lengths():
+        tasks = recipes.read_questions()["tasks"]
+        columns = [(task, "{:.0f}", lambda one, task=task: accuracy(one, n, [task])) for task in tasks]
+        parts.append(f"{name_length(n)}:\n\n{table(results, rows, columns)}")
+    return "\n\n".join(parts)
 
 
 def position_table(results, rows):
     length = max(int(n) for n in recipes.read_questions()["perplexity"])
-    bins = {}
-    for row in rows:
-        for result in results[row]:
-            for one in of_task(result, "perplexity", length, "by_position") or []:
-                bins.setdefault(one["from"], one["to"])
-    head = ["row", *[f"{begin:,} to {end:,}" for begin, end in sorted(bins.items()) if begin >= 256]]
-    body = []
-    for row in rows:
-        cells = []
-        for begin in sorted(bins):
-            if begin < 256:
-                continue
-            losses = [one["loss"] for result in results[row] for one in of_task(result, "perplexity", length, "by_position") or []
-                      if one["from"] == begin]
-            cells.append(spread(losses, "{:.3f}"))
-        body.append([f"`{row}`", *cells])
-    return table(head, body)
+
+    def losses(result):
+        bins = of_task(result, "perplexity", length, "by_position") or []
+        return {(one["from"], one["to"]): one["loss"] for one in bins if one["from"] >= 256}
+
+    bins = sorted({key for row in rows for result in results[row] for key in losses(result)})
+    columns = [(f"{key[0]:,} to {key[1]:,}", "{:.3f}", lambda one, key=key: losses(one).get(key)) for key in bins]
+    return table(results, rows, columns)
 
 
-def rate(found, amount, seconds, scale):
-    """Milliseconds or so per token over several answers."""
-    n = sum(one[amount] for one in found)
-    return scale * sum(one[seconds] for one in found) / n if n else None
+def recall_table(results, rows):
+    columns = []
+    for n in map(int, recipes.read_questions()["recall"]):
+        for key in ("block_recall", "score_recall", "captured_mass"):
+            head = f"{key.replace('_', ' ')}, {name_length(n)}"
+            columns.append((head, "{:.3f}", lambda one, n=n, key=key: of_task(one, "recall", n, key)))
+    return table(results, rows, columns)
 
 
 def cost_table(results, rows):
-    head = ["row", "training, s", "PFLOP", *[f"reading {name_length(n)}, s" for n in lengths()],
-            *[f"a token at {name_length(n)}, ms" for n in lengths()]]
-    body = []
-    for row in rows:
-        seeds = results[row]
-        reads = [spread([rate(answers(one, n), "count", "read_seconds", 1) for one in seeds], "{:.2f}") for n in lengths()]
-        writes = [spread([rate(answers(one, n), "generated_tokens", "generate_seconds", 1000) for one in seeds], "{:.2f}")
-                  for n in lengths()]
-        body.append([f"`{row}`", spread([one["seconds"] for one in seeds], "{:.0f}"),
-                     spread([one["tflop"] / 1000 for one in seeds], "{:.2f}"), *reads, *writes])
-    return table(head, body)
+    columns = [("training, s", "{:.0f}", lambda one: one["seconds"]),
+               ("PFLOP", "{:.2f}", lambda one: one["tflop"] / 1000)]
+    columns += [(f"reading {name_length(n)}, s", "{:.2f}", lambda one, n=n: each(one, n, "count", "read_seconds"))
+                for n in lengths()]
+    columns += [(f"a token at {name_length(n)}, ms", "{:.2f}", lambda one, n=n: token_ms(one, n)) for n in lengths()]
+    return table(results, rows, columns)
 
 
 # ---- docs/claims.md ----------------------------------------------------------------------------------------
@@ -136,33 +142,46 @@ def by_length(results, rows, tasks=None):
 
 
 def claim_cells(results):
+    """{name: text} of the claims for which there are two rows to compare."""
+
     def loss(rows):
         return "loss at 32K " + compare(results, rows, "{:.3f}", lambda one: validation(one, "32K"))
 
     def score(rows):
         return f"{loss(rows)}; tasks {by_length(results, rows)}"
 
-    selective = ["full", "msa", "moba", "dsa"]
-    mass = compare(results, ["msa"], "{:.2f}", lambda one: of_task(one, "recall", 32768, "captured_mass"))
-    return {
-        "claim 12": score(["full", "msa"]),
-        "claim 13": score(["full", "msa-converted", "msa"]),
-        "claim 14": score(["msa", "msa-no-stop-gradient", "msa-no-warmup"]),
-        "claim 15": "common words " + by_length(results, ["full", "swa", "hybrid", "msa"], ["common-words"]),
-        "claim 17": "variable tracking "
-                    + by_length(results, ["full", "msa", "swa", "hybrid", "lightning"], ["variable-tracking"]),
-        "claim 21": f"{score(selective)}; mass captured at 32K {mass}",
-        "claim 23": "the busiest expert's share over the mean, last step: "
-                    + compare(results, ["full", "msa"], "{:.2f}", lambda one: one["worst_expert_load"]),
-        "claim 29": "one needle, " + by_length(results, ["full", "msa", "msa-converted"], ["single-needle"]),
+    def token(rows):
+        clauses = [(n, compare(results, rows, "{:.2f}", lambda one, n=n: token_ms(one, n))) for n in lengths()]
+        return "ms a token, " + "; ".join(f"{name_length(n)}: {clause}" for n, clause in clauses)
+
+    def one_task(task):
+        return lambda rows: f"{task}, {by_length(results, rows, [task])}"
+
+    def busiest(rows):
+        figures = compare(results, rows, "{:.2f}", lambda one: one["worst_expert_load"])
+        return f"the busiest expert's share over the mean at the end {figures}"
+
+    claims = {
+        "claim 12": (["full", "msa"], score),
+        "claim 13": (["full", "msa-converted", "msa"], score),
+        "claim 14": (["msa", "msa-no-stop-gradient", "msa-no-warmup"], score),
+        "claim 15": (["full", "swa", "hybrid", "msa"], one_task("common-words")),
+        "claim 17": (["full", "msa", "swa", "hybrid", "lightning"], one_task("variable-tracking")),
+        "claim 21": (["full", "msa", "moba", "dsa"], score),
+        "claim 23": (["full", "msa"], busiest),
+        "claim 29": (["full", "msa", "msa-converted"], one_task("single-needle")),
+        "claim 30": (["full", "msa"], token),
     }
+    return {name: write_cell(rows) for name, (rows, write_cell) in claims.items()
+            if sum(row in results for row in rows) > 1}
 
 
 # ---- pages -------------------------------------------------------------------------------------------------
 
 
 def about_table(results):
-    return table(["row", "what"], [[f"`{row}`", recipes.read_row(row)["about"]] for row in results])
+    lines = ["row | what", "--- | ---", *[f"`{row}` | {recipes.read_row(row)['about']}" for row in results]]
+    return "\n".join(f"| {line} |" for line in lines)
 
 
 def conditions(results):
@@ -193,7 +212,8 @@ def write(folder, docs):
     main = [row for row in results if row in recipes.MAIN]
     ablations = [row for row in results if row in ["msa", *recipes.ABLATIONS]]
     tables = {"conditions": conditions(results), "rows": about_table(results), "main": main_table(results, main),
-              "tasks": task_table(results, main), "position": position_table(results, main),
+              "tasks": task_tables(results, main), "position": position_table(results, main),
+              "recall": recall_table(results, [row for row in results if recipes.selects(row)]),
               "cost": cost_table(results, main), "ablations": main_table(results, ablations)}
     put(docs / "quality.md", tables, "\n")
     put(docs / "claims.md", claim_cells(results), "")

@@ -12,8 +12,10 @@ sys.path.insert(0, str(SOURCE / "scripts"))
 import study_recipes  # noqa: E402
 
 ROWS = study_recipes.GROUPS["all"]
-SMALL = {"vocab_size": 512, "hidden_size": 32, "num_attention_heads": 4, "head_dim": 16, "dense_intermediate_size": 32}
-SMALL |= {"num_local_experts": 2, "intermediate_size": 16, "shared_intermediate_size": 16, "index_head_dim": 16, "dsa_index_dim": 16}
+SMALL = {"vocab_size": 512, "hidden_size": 32, "num_attention_heads": 4, "head_dim": 16}
+SMALL |= {"dense_intermediate_size": 32}
+SMALL |= {"num_local_experts": 2, "intermediate_size": 16, "shared_intermediate_size": 16}
+SMALL |= {"index_head_dim": 16, "dsa_index_dim": 16}
 TASKS = {"tasks": ["passkey", "single-needle"], "lengths": [512], "haystack": "books/train", "weight": 0.4}
 
 
@@ -97,8 +99,9 @@ def test_from_books_to_tables(work, tmp_path):
     for row in ("full", "msa-converted"):
         assert f"| `{row}` | " in text
     assert "<!-- claim 13 -->loss at 32K `full` " in (tmp_path / "claims.md").read_text()
-    results = study_recipes.read_json(work / "results/msa-converted-s1.json")
-    assert results["tokens"] == 3072 and {one["task"] for one in results["eval"]} == {"passkey", "perplexity", "recall"}
+    result = study_recipes.read_json(work / "results/msa-converted-s1.json")
+    assert result["tokens"] == 3072
+    assert {one["task"] for one in result["eval"]} == {"passkey", "perplexity", "recall"}
 
     again = study(work, "run", "full")
     assert again.returncode == 0 and "trained in 0 s" in again.stdout
