@@ -26,7 +26,7 @@ strip --strip-unneeded "$packed"/lib/*
 cat > "$packed/build/release/cli/msa" <<'END'
 #!/bin/sh
 lib=$(cd "$(dirname "$0")/../../../lib" && pwd)
-LD_LIBRARY_PATH=$lib exec "$lib/msa" "$@"
+LD_LIBRARY_PATH=$lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} exec "$lib/msa" "$@"
 END
 chmod +x "$packed/build/release/cli/msa"
 tar -C "$directory" -cJf "$archive" msa-study
