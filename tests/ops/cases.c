@@ -2,6 +2,7 @@
 #include "ops/cases.h"
 
 #include "harness/cmocka_all.h"
+#include "harness/reduced.h"
 #include "ops/layer_fixture.h"
 
 #include <stdlib.h>
@@ -105,7 +106,7 @@ static void for_each_reduced_case(case_visitor visit, void *arg)
 
 void for_each_case(case_visitor visit, void *arg)
 {
-    int is_reduced = getenv("MSA_TEST_REDUCED") != NULL;
+    int is_reduced = test_is_reduced();
     if (test_backend()) for_each_device_case(is_reduced, visit, arg);
     if (is_reduced) {
         for_each_reduced_case(visit, arg);
@@ -131,7 +132,7 @@ void for_each_packed_case(case_visitor visit, void *arg)
 {
     static const variant pure[] = {{0, 0, 0, 0, 0}, {1, 1, 0, 1, 0}};
     static const variant mixed[] = {{2, 1, 0, 0, 0}, {1, 0, 0, 0, 0}, {0, 1, 0, 1, 0}};
-    int is_reduced = getenv("MSA_TEST_REDUCED") != NULL;
+    int is_reduced = test_is_reduced();
     for (size_t i = 0; i < sizeof(device_shapes) / sizeof(device_shapes[0]); i++) {
         if (test_backend()) visit_variant(&device_shapes[i], pure[1], visit, arg);
     }

@@ -3,6 +3,7 @@
 #ifndef MSA_TESTS_LAYER_GRADIENT_H
 #define MSA_TESTS_LAYER_GRADIENT_H
 
+#include "harness/reduced.h"
 #include "ops/layer_fixture.h"
 
 #include <stdlib.h>
@@ -29,13 +30,6 @@ void expect_near(const msa_tensor *t, const msa_tensor *exact, double relative, 
 /* The same for every head of [T, heads, D] by itself: a large one hides nothing of a small one. */
 void expect_near_heads(const msa_tensor *t, const msa_tensor *exact, double relative,
                        const char *what);
-
-/* Step through a table of dtypes: MSA_TEST_REDUCED, for tools under which a run takes long, leaves
- * out most of it; 4 has no factor in common with the 3 dtypes, so each of them is met. */
-static inline int combo_step(void)
-{
-    return getenv("MSA_TEST_REDUCED") ? 4 : 1;
-}
 
 /* Error classes: slopes by differences, sums in f32, products of numbers rounded to bf16. */
 #define NEAR_SLOPE 2e-4

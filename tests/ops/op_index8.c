@@ -1,6 +1,7 @@
 /* The eight-bit copy of the index keys: its bounds hold, it follows the cache through truncations
  * and forks, and a select that scans it keeps exactly the blocks of the select that does not. */
 #include "harness/cmocka_all.h"
+#include "harness/reduced.h"
 
 #include "base/numeric.h"
 #include "base/rng.h"
@@ -247,7 +248,7 @@ static void test_long_chunks_on_a_device(void **state)
 {
     (void)state;
     /* The reference would take minutes, and so would a checking tool. */
-    if (!test_backend() || getenv("MSA_TEST_REDUCED")) skip();
+    if (!test_backend() || test_is_reduced()) skip();
     problem_spec spec = {.name = "long chunks",
                          .n_seqs = 2,
                          .n_lens = 2,

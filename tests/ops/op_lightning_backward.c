@@ -1,5 +1,6 @@
 /* lightning_backward: float64 finite differences of the recurrence, then every backend against the
  * reference over lengths around a chunk and around a segment; and the gate's gradient. */
+#include "harness/reduced.h"
 #include "ops/layer_gradient.h"
 
 #include <math.h>

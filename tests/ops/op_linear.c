@@ -1,4 +1,5 @@
 /* linear: x W^T for every pair of dtypes against float64, on every context. */
+#include "harness/reduced.h"
 #include "ops/layer_fixture.h"
 
 #include <math.h>
@@ -84,7 +85,7 @@ static void test_products_match_float64(void **state)
 {
     static const msa_dtype weights[] = {MSA_DTYPE_F32, MSA_DTYPE_BF16, MSA_DTYPE_F16,
                                         MSA_DTYPE_F8_E4M3};
-    for (int combo = 0; combo < 36; combo++) {
+    for (int combo = 0; combo < 36; combo += combo_step()) {
         msa_dtype x = float_dtypes[combo % 3], out = float_dtypes[combo / 3 % 3];
         msa_dtype w = weights[combo / 9];
         for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {

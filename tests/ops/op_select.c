@@ -1,5 +1,6 @@
 /* select and block_topk against the float64 oracle, on every backend and instruction set. */
 #include "harness/cmocka_all.h"
+#include "harness/reduced.h"
 
 #include "base/numeric.h"
 #include "base/rng.h"
@@ -257,7 +258,7 @@ static void test_block_topk_rule(void **state)
     (void)state;
     enum { T = 340, GROUPS = 2, N = 300, STRIDE = 311 }; /* 15 settings: 10,200 rows a backend */
     static const int32_t topks[] = {1, 2, 4, 16, 64};
-    int64_t n_tokens = getenv("MSA_TEST_REDUCED") ? 60 : T;
+    int64_t n_tokens = test_is_reduced() ? 60 : T;
     float *scores = malloc((size_t)T * GROUPS * STRIDE * sizeof(float));
     int32_t n_visible[T], *rows = malloc((size_t)T * GROUPS * 64 * sizeof(int32_t)), want[64];
     for (int64_t i = 0; i < n_tokens; i++) {
