@@ -4,8 +4,10 @@
 
 #include "msa/model.h"
 
-/* Bytes of one token: K and V of every layer, an index key of every MSA layer. */
-int64_t cli_token_bytes(const msa_model_info *info, msa_dtype kv, msa_dtype index_key);
+/* Bytes of one token: K and V of every layer, an index key of every MSA layer, with index8 also its
+ * eight-bit copy. */
+int64_t cli_token_bytes(const msa_model_info *info, msa_dtype kv, msa_dtype index_key,
+                        int32_t index8);
 
 /* Tokens whose cache fits into the memory, a multiple of 1024. */
 int64_t cli_tokens_that_fit(int64_t token_bytes, int64_t memory_bytes);

@@ -13,7 +13,7 @@
 typedef struct bench_options {
     const char *model, *out, *device;
     int64_t first, last, decode, chunk, threads;
-    int32_t dtype, attention;
+    int32_t dtype, attention, index8;
 } bench_options;
 
 static const msa_dtype dtypes[] = {MSA_DTYPE_BF16, MSA_DTYPE_F32}; /* as the words of --dtype */
@@ -82,6 +82,7 @@ static msa_status open_model(bench *b)
     msa_engine_args_init(&args);
     args.activation_dtype = dtypes[b->options->dtype];
     args.k_dtype = args.v_dtype = args.k_index_dtype = args.activation_dtype;
+    args.index8 = b->options->index8;
     args.max_tokens = b->options->last + b->options->decode;
     args.chunk_tokens = (int32_t)chunk_tokens(b);
     args.attention = b->options->attention == 0 ? MSA_ATTENTION_SPARSE : MSA_ATTENTION_DENSE;
@@ -260,6 +261,7 @@ static const cli_option options[] = {
      "Type of the activations and of the cache."},
     {CLI_CHOICE, 0, "attention", "sparse|dense", AT(attention), "sparse", 0, 0,
      "sparse: as the model was made; dense: every layer reads every key."},
+    CLI_INDEX8_ROW(AT(index8)),
     CLI_DEVICE_ROW(AT(device)),
     {CLI_COUNT, 0, "threads", "N", AT(threads), NULL, 1, 1024,
      "Threads; every core this process may use unless given."},

@@ -29,7 +29,7 @@ static const char *cache_kind(const msa_model_info *info, int32_t i, int64_t *to
     static const char *const names[N_CACHE_KINDS] = {"f32", "bf16", "fp8_bf16_index", "fp8"};
     const msa_dtype kv[] = {MSA_DTYPE_F32, MSA_DTYPE_BF16, MSA_DTYPE_F8_E4M3, MSA_DTYPE_F8_E4M3};
     const msa_dtype index[] = {MSA_DTYPE_F32, MSA_DTYPE_BF16, MSA_DTYPE_BF16, MSA_DTYPE_F8_E4M3};
-    *token_bytes = cli_token_bytes(info, kv[i], index[i]);
+    *token_bytes = cli_token_bytes(info, kv[i], index[i], 0);
     return names[i];
 }
 

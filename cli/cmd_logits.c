@@ -13,7 +13,7 @@
 
 typedef struct logits_options {
     const char *model, *tokens, *out, *device;
-    int32_t dtype, layers;
+    int32_t dtype, layers, index8;
     int64_t chunk, decode_from, threads;
 } logits_options;
 
@@ -213,6 +213,7 @@ static msa_status start_engine(job *j)
     msa_engine_args_init(&args);
     args.activation_dtype = dtypes[j->options->dtype];
     args.k_dtype = args.v_dtype = args.k_index_dtype = args.activation_dtype;
+    args.index8 = j->options->index8;
     args.max_tokens = j->n_tokens;
     args.chunk_tokens =
         (int32_t)(j->options->chunk < j->n_tokens ? j->options->chunk : j->n_tokens);
@@ -288,6 +289,7 @@ static const cli_option options[] = {
     {CLI_COUNT, 0, "chunk", "N", AT(chunk), "512", 1, 1048576, "Tokens of one forward pass."},
     {CLI_COUNT, 0, "decode-from", "N", AT(decode_from), NULL, 0, 1e15,
      "Run the tokens from number N on one at a time."},
+    CLI_INDEX8_ROW(AT(index8)),
     CLI_DEVICE_ROW(AT(device)),
     {CLI_COUNT, 0, "threads", "N", AT(threads), NULL, 1, 1024,
      "Threads; every core this process may use unless given."},

@@ -14,6 +14,13 @@
             "first one. MSA_BACKEND, or else cpu, unless given."                                   \
     }
 
+#define CLI_INDEX8_ROW(offset)                                                                     \
+    {                                                                                              \
+        CLI_FLAG, 0, "index8", NULL, offset, NULL, 0, 0,                                           \
+            "Keep an eight-bit copy of the index keys and scan that first: the same selections "   \
+            "and logits; a GPU reads long prompts faster."                                         \
+    }
+
 /* A context for the value of --device (NULL: not given) and of --threads (CLI_UNSET: not given).
  * Returns an exit status, CLI_FAILED and CLI_USAGE after a complaint that says what to do. */
 int cli_open_context(const char *device, int64_t threads, msa_context **ctx);

@@ -87,7 +87,7 @@ void cli_runtime_close(cli_runtime *runtime)
 int64_t cli_runtime_token_bytes(const cli_runtime *runtime)
 {
     return cli_token_bytes(&runtime->info, cache_dtype(runtime->options->cache_dtype),
-                           cache_dtype(runtime->options->index_dtype));
+                           cache_dtype(runtime->options->index_dtype), runtime->options->index8);
 }
 
 /* Refuse a cache that the memory cannot hold, and say what would fit. */
@@ -128,6 +128,7 @@ int cli_runtime_start(cli_runtime *runtime, int64_t n_tokens)
     args.activation_dtype = activation_dtype(o->dtype);
     args.k_dtype = args.v_dtype = cache_dtype(o->cache_dtype);
     args.k_index_dtype = cache_dtype(o->index_dtype);
+    args.index8 = o->index8;
     args.max_tokens = n_tokens;
     if (o->chunk_tokens != CLI_UNSET) args.chunk_tokens = (int32_t)o->chunk_tokens;
     args.attention = o->attention == 0 ? MSA_ATTENTION_SPARSE : MSA_ATTENTION_DENSE;

@@ -19,6 +19,7 @@ typedef struct cli_model_options {
     const char *device;
     int64_t ctx_tokens, threads, chunk_tokens;
     int32_t dtype, cache_dtype, index_dtype, attention; /* choices */
+    int32_t index8;
     double temperature, top_p, min_p;
     double repetition_penalty, frequency_penalty, presence_penalty;
     int64_t top_k, seed;
@@ -63,6 +64,7 @@ typedef struct cli_model_options {
      0, 0, "Type of keys and values in the cache."},                                               \
     {CLI_CHOICE, 0, "index-dtype", "bf16|f32|fp8", offsetof(type, member.index_dtype), "bf16",     \
      0, 0, "Type of index keys in the cache."},                                                    \
+    CLI_INDEX8_ROW(offsetof(type, member.index8)),                                                 \
     {CLI_COUNT, 0, "chunk", "N", offsetof(type, member.chunk_tokens), NULL, 1, 65536,              \
      "Tokens of a prompt read at a time; 512, or 8192 on a GPU, unless given."},                                                        \
     {CLI_COUNT, 0, "threads", "N", offsetof(type, member.threads), NULL, 1, 1024,                  \

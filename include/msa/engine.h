@@ -30,6 +30,10 @@ typedef struct msa_engine_args {
     /* On a device a shape of batch that comes again is recorded and from then on launched as a whole
      * (graph.h). 1: launch operators one by one, as taps make it do anyway. */
     int32_t no_graphs;
+    /* 1: keep an eight-bit copy of the index keys, Di + 1 bytes a token and MSA layer, and let msa_select
+     * scan it first. Selections and logits keep their bits; a GPU reads long prompts faster. */
+    int32_t index8;
+    int32_t reserved;
 } msa_engine_args;
 MSA_ARGS_INIT(msa_engine_args)
 

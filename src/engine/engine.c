@@ -45,6 +45,7 @@ static msa_status complete_args(const msa_context *ctx, msa_engine_args *args,
     MSA_TRY(check_range("max_sessions", args->max_sessions, 1, MAX_SESSIONS));
     MSA_TRY(check_range("chunk_tokens", args->chunk_tokens, 1, MAX_CHUNK_TOKENS));
     MSA_TRY(check_range("no_graphs", args->no_graphs, 0, 1));
+    MSA_TRY(check_range("index8", args->index8, 0, 1));
     return check_range("attention", args->attention, MSA_ATTENTION_SPARSE, MSA_ATTENTION_DENSE);
 }
 
@@ -58,10 +59,12 @@ static msa_status check_device_memory(const msa_engine *engine, const msa_cache_
         n_index += args->layer_has_index[i];
     }
     int64_t row = (int64_t)args->n_kv_heads * args->head_dim;
+    int64_t index_row = args->index_dim * (int64_t)msa_dtype_bytes(args->k_index_dtype);
+    if (args->index8) index_row += args->index_dim + 1; /* its share of a page's bounds */
     int64_t token_bytes =
         args->n_layers * row *
             (int64_t)(msa_dtype_bytes(args->k_dtype) + msa_dtype_bytes(args->v_dtype)) +
-        n_index * args->index_dim * (int64_t)msa_dtype_bytes(args->k_index_dtype);
+        n_index * index_row;
     if (args->max_tokens <= free_bytes / token_bytes) return MSA_OK;
     return MSA_FAIL(MSA_EDEVMEM,
                     "engine: max_tokens = %lld, its cache takes %lld bytes a token and the device "
@@ -102,6 +105,7 @@ static msa_status create_cache(msa_engine *engine)
     args.k_dtype = engine->args.k_dtype;
     args.v_dtype = engine->args.v_dtype;
     args.k_index_dtype = engine->args.k_index_dtype;
+    args.index8 = n_index > 0 && engine->args.index8;
     MSA_TRY(check_device_memory(engine, &args));
     return msa_cache_create(&engine->cache, engine->ctx, &args);
 }

@@ -90,6 +90,28 @@ static msa_status average_blocks(const msa__pass *p, const msa_kv_view *view, in
     return msa_block_means(p->forward->ctx, &args);
 }
 
+/* (Q1), (Q2), where the cache keeps an eight-bit copy of the layer's index keys. */
+static msa_status quantize_blocks(const msa__pass *p, const msa_kv_view *view, int32_t layer,
+                                  int64_t n_new)
+{
+    msa_index_quantize_args args;
+    msa_index_quantize_args_init(&args);
+    MSA_TRY(msa_cache_index8(p->forward->cache, layer, &args.index8));
+    if (!args.index8.keys.data) return MSA_OK;
+    args.kv = *view;
+    args.cu_seqlens_q = p->step.cu_seqlens;
+    args.n_tokens = n_new;
+    args.block_size = p->config->block_size;
+    return msa_index_quantize(p->forward->ctx, &args);
+}
+
+/* What is derived from the keys of the last n_new tokens. */
+static msa_status derive(const msa__pass *p, const msa_kv_view *view, int32_t layer, int64_t n_new)
+{
+    MSA_TRY(average_blocks(p, view, layer, n_new));
+    return quantize_blocks(p, view, layer, n_new);
+}
+
 /* (B2)-(B4) */
 static msa_status select_by_means(const msa__pass *p, const msa_kv_view *view, int32_t layer,
                                   msa_tensor blocks)
@@ -110,12 +132,14 @@ static msa_status select_by_means(const msa__pass *p, const msa_kv_view *view, i
 }
 
 /* (M5)-(M9) */
-static msa_status select_blocks(const msa__pass *p, const msa_kv_view *view, msa_tensor blocks)
+static msa_status select_blocks(const msa__pass *p, const msa_kv_view *view, int32_t layer,
+                                msa_tensor blocks)
 {
     const msa__forward *f = p->forward;
     const msa__config *c = p->config;
     msa_select_args select;
     msa_select_args_init(&select);
+    MSA_TRY(msa_cache_index8(f->cache, layer, &select.index8));
     select.q_index = heads(f->index_q, f->args.dtype, p->n_tokens, c->n_kv_heads, c->index_dim);
     select.kv = *view;
     select.cu_seqlens_q = p->step.cu_seqlens;
@@ -192,7 +216,7 @@ static msa_status attend(const msa__pass *p, const msa_kv_view *view, msa__atten
     } else if (msa__attention_is_moba(kind)) {
         MSA_TRY(select_by_means(p, view, layer, blocks));
     } else {
-        MSA_TRY(select_blocks(p, view, blocks));
+        MSA_TRY(select_blocks(p, view, layer, blocks));
         if (p->taps && p->taps->selected_blocks) {
             MSA_TRY(msa__pass_tap(p, p->taps->selected_blocks, layer, blocks));
         }
@@ -209,7 +233,7 @@ static msa_status attend_to_cache(const msa__pass *p, int32_t layer, msa__attent
     if (kind == MSA__ATTENTION_MSA) MSA_TRY(project_index(p, w));
     if (kind == MSA__ATTENTION_DSA) MSA_TRY(msa__pass_project_token_index(p, w));
     MSA_TRY(append(p, &view));
-    MSA_TRY(average_blocks(p, &view, layer, p->n_tokens));
+    MSA_TRY(derive(p, &view, layer, p->n_tokens));
     return attend(p, &view, kind, layer);
 }
 
@@ -233,7 +257,7 @@ msa_status msa__pass_derive_all(const msa__pass *p, int64_t n_new)
 {
     for (int32_t layer = 0; layer < p->config->n_layers; layer++) {
         msa_kv_view view = view_of(p, layer);
-        MSA_TRY(average_blocks(p, &view, layer, n_new));
+        MSA_TRY(derive(p, &view, layer, n_new));
     }
     return MSA_OK;
 }

@@ -63,7 +63,7 @@ static msa_status plan_ffn(const sizing *s, const msa__layer_weights *w, int moe
     return MSA_OK;
 }
 
-static msa_status plan_selection(const sizing *s, const msa_kv_view *view)
+static msa_status plan_selection(const sizing *s, const msa_kv_view *view, int32_t layer)
 {
     msa__forward *f = s->forward;
     const msa__config *c = s->config;
@@ -71,6 +71,7 @@ static msa_status plan_selection(const sizing *s, const msa_kv_view *view)
     msa_plan plan;
     msa_select_args_init(&select);
     msa_plan_init(&plan);
+    MSA_TRY(msa_cache_index8(f->cache, layer, &select.index8));
     select.q_index =
         msa_tensor_make(NULL, f->args.dtype, 3, s->n_tokens, c->n_kv_heads, c->index_dim, 0);
     select.kv = *view;
@@ -212,7 +213,7 @@ static msa_status plan_layer(const sizing *s, int32_t layer)
     if (kind == MSA__ATTENTION_DSA) return plan_tokens(s, view);
     if (kind == MSA__ATTENTION_DENSE) return plan_dense_attention(s, view, 0);
     if (kind == MSA__ATTENTION_SWA) return plan_dense_attention(s, view, s->config->window);
-    if (kind == MSA__ATTENTION_MSA) MSA_TRY(plan_selection(s, view));
+    if (kind == MSA__ATTENTION_MSA) MSA_TRY(plan_selection(s, view, layer));
     if (msa__attention_is_moba(kind)) MSA_TRY(plan_moba_selection(s, view, layer, kind));
     return plan_block_attention(s, view, kind);
 }

@@ -21,7 +21,7 @@ COMMANDS = command_names()
 
 def options_of(command):
     text = run_msa(*command.split(), "--help").stdout.decode()
-    return re.findall(r"^ +(?:-\w, )?--([a-z-]+)", text, re.M)
+    return re.findall(r"^ +(?:-\w, )?--([a-z0-9-]+)", text, re.M)
 
 
 def test_help_lists_commands(msa):

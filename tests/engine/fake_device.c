@@ -18,6 +18,7 @@
     X(attend, 1)                                                                                   \
     X(dense_attend, 1)                                                                             \
     X(kv_append, 0)                                                                                \
+    X(index_quantize, 0)                                                                           \
     X(embed, 0)                                                                                    \
     X(rmsnorm, 0)                                                                                  \
     X(rope, 0)                                                                                     \
@@ -403,6 +404,12 @@ static void expect_device_arguments(const call *c)
         expect_device("k", c->args.kv_append.k.data);
         expect_device("v", c->args.kv_append.v.data);
         expect_device("cu_seqlens_q", c->args.kv_append.cu_seqlens_q);
+        break;
+    case ID_index_quantize:
+        expect_view(&c->args.index_quantize.kv);
+        expect_device("cu_seqlens_q", c->args.index_quantize.cu_seqlens_q);
+        expect_device("index8.keys", c->args.index_quantize.index8.keys.data);
+        expect_device("index8.bounds", c->args.index_quantize.index8.bounds.data);
         break;
     case ID_embed:
         expect_device("table", c->args.embed.table.data);

@@ -28,6 +28,7 @@ static msa_engine *make_engine(const subject *s, int32_t no_graphs)
     msa_engine_args args;
     msa_engine_args_init(&args);
     args.no_graphs = no_graphs;
+    args.index8 = 1;
     args.max_tokens = 1024;
     args.chunk_tokens = 64;
     args.max_sessions = 4;
