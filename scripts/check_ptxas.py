@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 
-HEADLINE = re.compile(r"(cuda_)?(select|attend|dense|decode|scan|index8)(?!\w*generic)")
+HEADLINE = re.compile(r"(cuda_)?(select|attend|dense|decode|scan|index8)(?!\w*(generic|backward))")
 COMPILED = re.compile(r"Compiling entry function '(\w+)'")
 SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 USED = re.compile(r"Used (\d+) registers")

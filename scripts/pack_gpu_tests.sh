@@ -9,15 +9,21 @@ archive=$2
 directory=$(mktemp -d)
 trap 'rm -rf "$directory"' EXIT
 packed=$directory/msa-gpu-tests
-mkdir -p "$packed/src" "$packed/lib" "$packed/tests/ops" "$packed/scripts"
+mkdir -p "$packed/src" "$packed/lib" "$packed/scripts" "$packed/tests/golden/data"
 cp "$build/src/libmsa_cuda.so.0" "$build/src/libmsa.so.0" "$packed/src/"
-for program in op_attend op_embed op_index8 op_linear op_moe op_rmsnorm op_rope op_router op_select op_swiglu \
-    test_attention_args test_determinism test_huge_offsets test_identities; do
-    cp "$build/tests/ops/$program" "$packed/tests/ops/"
+cp "$build/tests/gpu-programs.txt" "$packed/tests/"
+while read -r program; do
+    mkdir -p "$packed/$(dirname "$program")"
+    cp "$build/$program" "$packed/$program"
+    strip --strip-unneeded "$packed/$program"
+    ldd "$build/$program" | awk '/libcmocka|libpcre2|libutf8proc/ { print $3 }'
+done <"$build/tests/gpu-programs.txt" | sort -u | xargs -I{} cp {} "$packed/lib/"
+strip --strip-unneeded "$packed"/src/*
+cp -r "$here/../tests/golden/data/model" "$packed/tests/golden/data/"
+for golden in "$here"/../../shared/golden/model/*; do # the large ones, where they are
+    [ -d "$golden" ] && cp -rn "$golden" "$packed/tests/golden/data/model/"
 done
-cmocka=$(ldd "$packed/tests/ops/op_rope" | awk '/libcmocka/ { print $3 }')
-cp "$cmocka" "$packed/lib/"
-strip --strip-unneeded "$packed"/tests/ops/* "$packed"/src/*
-cp "$here/test_gpu.sh" "$here/check_ptxas.py" "$packed/scripts/"
+cp "$here/test_gpu.sh" "$here/sanitize_gpu.sh" "$here/gpu_common.sh" "$here/check_ptxas.py" \
+    "$packed/scripts/"
 (cd "$build" && find src/backend/cuda -name '*.o.log' -exec cp --parents {} "$packed" \;)
 tar -C "$directory" -cJf "$archive" msa-gpu-tests

@@ -1,0 +1,38 @@
+#!/bin/sh
+# compute-sanitizer over the CUDA operators: sh sanitize_gpu.sh [BUILD_DIR] [TOOL|PROGRAM]...
+#
+# BUILD_DIR as in test_gpu.sh. Runs memcheck, racecheck and initcheck, or the tools named, over the
+# reduced tables of every operator's program, or of the programs named (op_attend ...), half as many at
+# a time as there are processors. SECONDS_EACH (default 400) ends a program that takes longer; that is
+# a failure. Ends with "N passed, N failed"; the exit status is the result.
+set -u
+here=$(cd "$(dirname "$0")" && pwd)
+build=$here/../build/release
+tools=
+wanted=
+for argument in "$@"; do
+    case $argument in
+    memcheck | racecheck | initcheck) tools="$tools $argument" ;;
+    op_* | test_*) wanted="$wanted $argument" ;;
+    *) build=$argument ;;
+    esac
+done
+. "$here/gpu_common.sh"
+chosen=
+for program in $programs; do
+    name=$(basename "$program")
+    case " ${wanted:-$name} " in
+    *" $name "*) case $program in */ops/op_*) chosen="$chosen $program" ;; esac ;;
+    esac
+done
+programs=$chosen
+export MSA_TEST_REDUCED=1
+n_jobs=$((($(nproc) + 1) / 2))
+for tool in ${tools:-memcheck racecheck initcheck}; do
+    echo "== $tool"
+    [ "$tool" = initcheck ] && export MSA_TEST_RAW_WORKSPACE=1
+    run_all "$tool-" "$n_jobs" timeout "${SECONDS_EACH:-400}" compute-sanitizer --tool "$tool" \
+        --error-exitcode 1
+done
+echo "$n_passed passed, $n_failed failed"
+[ "$n_failed" = 0 ]
