@@ -42,6 +42,19 @@ def test_logits_equal(device, n_rows, n_tokens):
 
 @pytest.mark.parametrize("device", DEVICES)
 @torch.no_grad()
+def test_bf16_is_as_near_to_f32_as_eager(device):
+    """Head dim and blocks of the real model, where a GPU has kernels of its own."""
+    model = tiny_model(head_dim=128, block_size=128).to(device)
+    ids = torch.randint(0, 211, (1, 900), device=device)
+    exact = model(ids).logits
+    model = model.to(torch.bfloat16)
+    naive = (model(ids).logits.float() - exact).square().mean().sqrt()
+    got = msa.hf.enable(model)(ids).logits.float()
+    assert (got - exact).square().mean().sqrt() <= 2 * naive
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@torch.no_grad()
 def test_generation_equals_eager(device):
     model = tiny_model().to(device)
     ids = torch.randint(0, 211, (1, 90), device=device)

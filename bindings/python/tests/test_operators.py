@@ -198,3 +198,18 @@ class TestTorch:
         torch.library.opcheck(torch_ops.attend, (x["q"], x["k"], x["v"], rows, cu_q),
                               {"cu_seqlens_k": cu_k, "block_size": P})
         torch.library.opcheck(torch_ops.dense_attend, (x["q"], x["k"], x["v"], cu_q), {"cu_seqlens_k": cu_k})
+
+    def test_custom_ops_are_nodes_of_a_compiled_graph(self):
+        from msa import torch_ops
+
+        for device in self.devices():
+            x = {name: torch.from_numpy(value).to(device) for name, value in arrays().items()}
+            cu_q, cu_k = (torch.tensor([0, n], dtype=torch.int32, device=device) for n in (T, S))
+
+            def attend(q_index, k_index, q, k, v):
+                rows = torch_ops.select(q_index, k_index, cu_q, K, cu_seqlens_k=cu_k, block_size=P)
+                return torch_ops.attend(q, k, v, rows, cu_q, cu_seqlens_k=cu_k, block_size=P)[0]
+
+            inputs = [x[name] for name in ("q_index", "k_index", "q", "k", "v")]
+            compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
+            assert torch.equal(compiled(*inputs), attend(*inputs))
