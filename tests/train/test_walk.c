@@ -2,6 +2,7 @@
 #include "train_fixture.h"
 
 #include "harness/cmocka_all.h"
+#include "harness/reduced.h"
 
 #include "base/rng.h"
 #include "msa/memory.h"
@@ -118,7 +119,7 @@ static void check_model(const char *config, msa__phase phase)
     tiny_create(&t, config, tiny_backend(), 1, MSA_DTYPE_F32, MSA__KEEP_ALL);
     tiny_gradients(&t, &mode);
     float *gradients = tiny_copy(&t, t.parameters.gradients, t.parameters.n);
-    for (int32_t i = 0; i < t.parameters.n_list; i++) {
+    for (int32_t i = 0; i < t.parameters.n_list; i += test_is_reduced() ? 7 : 1) {
         const msa__parameter *one = &t.parameters.list[i];
         if (one->group == MSA__GROUP_ROUTER_BIAS) continue;
         if (is_index(one) && phase == MSA__PHASE_DENSE) continue;
@@ -289,7 +290,7 @@ static const struct {
 static void test_same_bits_for_recomputation_and_threads(void **state)
 {
     (void)state;
-    for (int i = 0; i < 2 * N_MODELS; i++) {
+    for (int i = 0; i < 2 * N_MODELS; i += test_is_reduced() ? 3 : 1) {
         msa_dtype dtype = i % 2 ? MSA_DTYPE_BF16 : MSA_DTYPE_F32;
         const char *config = *models[i / 2].config;
         msa__parameters layout;
@@ -309,7 +310,7 @@ static void test_same_bits_for_recomputation_and_threads(void **state)
 static void test_backends_agree(void **state)
 {
     (void)state;
-    for (int m = 0; m < N_MODELS; m++) {
+    for (int m = 0; m < N_MODELS; m += test_is_reduced() ? 3 : 1) {
         const char *config = *models[m].config;
         msa__parameters layout;
         msa__walk_mode mode = mode_of(models[m].phase);
