@@ -230,6 +230,7 @@ static void fill_args(const job *j, const char *task, int64_t length, cli_progre
     args->task = task;
     args->length = length;
     args->count = j->options->count;
+    args->scan8 = j->options->engine.index8;
     args->seed = (uint64_t)j->options->seed;
     args->text = j->haystack;
     args->text_bytes = j->haystack_bytes;

@@ -55,6 +55,26 @@ static void print_recall(const char *name, const msa_recall *r)
               r->captured_mass, r->block_recall, r->score_recall, r->oracle_ratio);
 }
 
+static void print_scan(const char *name, const msa_recall *r)
+{
+    cli_print("  %-9s %13lld %10.1f %11.2f %% %11.2f %% %11.2f %% %11.2f %%\n", name,
+              (long long)r->n_scanned, r->rescored_blocks, 100 * r->rescored, 100 * r->rescored_max,
+              100 * r->rescored_random, 100 * r->fp8_recall);
+}
+
+/* Eight-bit index keys: blocks that the exact scan scores again, and what fp8 keys would select. */
+static void print_scans(const cli_eval_row *row)
+{
+    cli_print("  %-9s %13s %10s %13s %13s %13s %13s\n", "layer", "scanned rows", "rescored",
+              "of all blocks", "most of a row", "random keys", "same with fp8");
+    for (int32_t i = 0; i < row->n_layers; i++) {
+        char name[16];
+        snprintf(name, sizeof(name), "%d", (int)i);
+        if (row->layers[i].n_scanned > 0) print_scan(name, &row->layers[i]);
+    }
+    print_scan("all", &row->result.recall);
+}
+
 static void print_layers(const cli_eval_row *row)
 {
     cli_print("  %-9s %13s %10s %13s %13s %13s\n", "layer", "rows", "captured", "block recall",
@@ -65,6 +85,7 @@ static void print_layers(const cli_eval_row *row)
         if (row->layers[i].n_rows >= 0) print_recall(name, &row->layers[i]);
     }
     print_recall("all", &row->result.recall);
+    if (row->result.recall.n_scanned > 0) print_scans(row);
 }
 
 void cli_eval_print_row(const cli_eval_row *row)
@@ -127,6 +148,13 @@ static void print_recall_members(const msa_recall *r)
     print_number("block_recall_forced", r->block_recall_forced);
     print_number("score_recall_forced", r->score_recall_forced);
     print_number("oracle_ratio_forced", r->oracle_ratio_forced);
+    if (r->n_scanned == 0) return;
+    cli_print(", \"n_scanned\": %lld", (long long)r->n_scanned);
+    print_number("rescored", r->rescored);
+    print_number("rescored_blocks", r->rescored_blocks);
+    print_number("rescored_max", r->rescored_max);
+    print_number("rescored_random", r->rescored_random);
+    print_number("fp8_recall", r->fp8_recall);
 }
 
 static void print_recall_json(const cli_eval_row *row)

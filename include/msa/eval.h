@@ -53,7 +53,7 @@ typedef struct msa_eval_args {
     const msa_tokenizer *tokenizer;
     const int32_t *stop_tokens; /* [n_stop_tokens] an answer ends there, or at a line break */
     int32_t n_stop_tokens;
-    int32_t reserved;
+    int32_t scan8; /* msa_eval_recall: 1: look at eight-bit index keys too */
     const char *task;      /* msa_eval_task: a name from msa_task_name */
     int64_t length, count; /* tokens a sample; samples. Of a RULER file 0, 0: all */
     uint64_t seed;

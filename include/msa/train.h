@@ -27,6 +27,13 @@ typedef struct msa_recall {
     double captured_mass;
     double block_recall, score_recall, oracle_ratio;
     double block_recall_forced, score_recall_forced, oracle_ratio_forced;
+
+    /* Eight-bit index keys of an MSA layer, when asked for: at most 32 queries of a sequence */
+    int64_t n_scanned;             /* rows looked at; 0: what follows is 0 */
+    double rescored, rescored_max; /* share of a row's blocks that the exact scan leaves open, (Q5) */
+    double rescored_blocks;        /* their number */
+    double rescored_random;        /* the same of Gaussian queries and keys */
+    double fp8_recall;             /* share of the selection that fp8 index keys would select too */
 } msa_recall;
 
 typedef struct msa_recall_args {
@@ -38,6 +45,8 @@ typedef struct msa_recall_args {
     msa_dtype dtype;    /* of activations, keys and index keys: f32 or bf16 */
     int32_t dense;      /* 1: layers attend to everything, as in warm-up; 0: to the selection */
     msa_recall *layers; /* out [n_layers of the model]; layers without selection have n_rows -1 */
+    int32_t scan8;      /* 1: look at eight-bit index keys too */
+    int32_t reserved;
 } msa_recall_args;
 MSA_ARGS_INIT(msa_recall_args)
 

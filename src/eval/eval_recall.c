@@ -27,9 +27,17 @@ static void join(msa_recall *all, const msa_recall *more)
     blend(&all->score_recall_forced, more->score_recall_forced, share);
     blend(&all->oracle_ratio_forced, more->oracle_ratio_forced, share);
     all->n_rows += more->n_rows;
+    if (more->n_scanned == 0) return;
+    share = (double)more->n_scanned / (double)(all->n_scanned + more->n_scanned);
+    blend(&all->rescored, more->rescored, share);
+    blend(&all->rescored_blocks, more->rescored_blocks, share);
+    blend(&all->rescored_random, more->rescored_random, share);
+    blend(&all->fp8_recall, more->fp8_recall, share);
+    if (more->rescored_max > all->rescored_max) all->rescored_max = more->rescored_max;
+    all->n_scanned += more->n_scanned;
 }
 
-static const msa_recall no_rows = {0, 1, 1, 1, 1, 1, 1, 1};
+static const msa_recall no_rows = {0, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0};
 
 static msa_status run_window(const msa_eval_args *args, msa_model *model, const int32_t *tokens,
                              msa_recall *window, msa_recall *layers)
@@ -43,6 +51,7 @@ static msa_status run_window(const msa_eval_args *args, msa_model *model, const 
     recall.dtype = engine->args.activation_dtype;
     recall.dense = engine->args.attention == MSA_ATTENTION_DENSE;
     recall.layers = window;
+    recall.scan8 = args->scan8;
     MSA_TRY(msa_recall_measure(&recall));
     for (int32_t i = 0; i < model->config.n_layers; i++) {
         if (window[i].n_rows < 0) {

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "msa/memory.h"
 #include "train/recall_row.h"
+#include "train/scan8.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -97,6 +98,27 @@ static msa_status measure_sequence(const msa__recall_probe *r, msa__walk *walk,
     return MSA_OK;
 }
 
+/* What eight-bit index keys would do in the batch's first sequence. */
+static msa_status scan_index(const msa__recall_probe *r, const msa__walk *walk,
+                             const msa__layer_state *state, msa_recall *sums)
+{
+    const msa__config *c = r->config;
+    int64_t n_tokens = r->batch->cu_seqlens[1];
+    size_t row = (size_t)c->index_dim * msa_dtype_bytes(walk->args.dtype);
+    size_t k_bytes = (size_t)n_tokens * row, q_bytes = k_bytes * (size_t)c->n_kv_heads;
+    char *host = malloc(q_bytes + k_bytes);
+    if (!host) return MSA_FAIL(MSA_ENOMEM, "recall: no memory for index queries and keys");
+    msa_status status = msa_memory_download(r->ctx, host, state->index_q, q_bytes);
+    if (status == MSA_OK) {
+        status = msa_memory_download(r->ctx, host + q_bytes, state->index_k, k_bytes);
+    }
+    if (status == MSA_OK) {
+        status = msa__scan8_measure(c, walk->args.dtype, host, host + q_bytes, n_tokens, sums);
+    }
+    free(host);
+    return status;
+}
+
 static msa_status see_layer(void *user, msa__walk *walk, int32_t layer)
 {
     const msa__recall_probe *r = user;
@@ -113,6 +135,7 @@ static msa_status see_layer(void *user, msa__walk *walk, int32_t layer)
     for (int32_t s = 0; s < r->batch->n_seqs; s++) {
         MSA_TRY(measure_sequence(r, walk, state, s, &r->sums[layer]));
     }
+    if (r->scan8) MSA_TRY(scan_index(r, walk, state, &r->sums[layer]));
     return MSA_OK;
 }
 

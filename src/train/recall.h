@@ -19,6 +19,7 @@ typedef struct msa__recall_probe {
     const msa__walk_batch *batch; /* what the walk reads */
     msa_recall *sums;             /* [n_layers] sums over rows, until they are finished */
     int64_t max_tokens, max_blocks, piece_rows;
+    int32_t scan8; /* 1: look at eight-bit index keys too, of the first sequence */
 
     /* memory of the operators */
     void *attended;   /* [T, Hq, D] A: of no interest */

@@ -64,6 +64,7 @@ msa_status msa_recall_measure(const msa_recall_args *args)
         status =
             msa__recall_create(&probe, model->ctx, &model->config, args->dtype, args->n_tokens);
     }
+    probe.scan8 = args->scan8;
     if (status == MSA_OK) status = read_sequence(args, &walk, &probe, positions);
     msa__recall_destroy(&probe);
     msa__walk_destroy(&walk);

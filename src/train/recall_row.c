@@ -80,7 +80,7 @@ void msa__recall_add_row(msa_recall *sums, const msa__config *config, const floa
 void msa__recall_mean(const msa_recall *sums, msa_recall *mean)
 {
     double n = (double)sums->n_rows;
-    *mean = (msa_recall){0, 1, 1, 1, 1, 1, 1, 1};
+    *mean = (msa_recall){0, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0};
     if (sums->n_rows == 0) return;
     mean->n_rows = sums->n_rows;
     mean->captured_mass = sums->captured_mass / n;
@@ -90,4 +90,12 @@ void msa__recall_mean(const msa_recall *sums, msa_recall *mean)
     mean->block_recall_forced = sums->block_recall_forced / n;
     mean->score_recall_forced = sums->score_recall_forced / n;
     mean->oracle_ratio_forced = sums->oracle_ratio_forced / n;
+    if (sums->n_scanned == 0) return;
+    n = (double)sums->n_scanned;
+    mean->n_scanned = sums->n_scanned;
+    mean->rescored = sums->rescored / n;
+    mean->rescored_max = sums->rescored_max;
+    mean->rescored_blocks = sums->rescored_blocks / n;
+    mean->rescored_random = sums->rescored_random / n;
+    mean->fp8_recall = sums->fp8_recall / n;
 }

@@ -82,7 +82,7 @@ def test_perplexity_without_a_text(msa, model):
 
 def test_recall(msa, model, books):
     """On the reference backend, which has every operator."""
-    words = ["--task", "recall", "--text", books, "--length", 150, "--count", 1, "--json"]
+    words = ["--task", "recall", "--text", books, "--length", 150, "--count", 1, "--json", "--index8"]
     environment = dict(os.environ, MSA_BACKEND="ref")
     (entry,) = results(msa("eval", model, *words, env=environment))["tasks"]
     assert [layer["layer"] for layer in entry["layers"]] == [1, 2, 3]
@@ -90,6 +90,8 @@ def test_recall(msa, model, books):
         assert part["rows"] > 0
         assert 0 < part["block_recall"] <= part["block_recall_forced"] <= 1
         assert 0 < part["captured_mass"] < part["oracle_ratio"] <= 1
+        assert 0 < part["rescored"] <= part["rescored_max"] <= 1 <= part["rescored_blocks"]
+        assert 0 < part["rescored_random"] <= 1 and 0.5 < part["fp8_recall"] <= 1
     assert entry["accuracy"] == entry["block_recall"]
 
 

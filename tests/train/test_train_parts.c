@@ -1,4 +1,5 @@
-/* Parts of training that need no model: schedules, one row of recall, counted operations. */
+/* Parts of training that need no model: schedules, one row of recall, eight-bit index keys,
+ * counted operations. */
 #include "train_fixture.h"
 
 #include "harness/cmocka_all.h"
@@ -6,6 +7,7 @@
 #include "base/rng.h"
 #include "train/flops.h"
 #include "train/recall_row.h"
+#include "train/scan8.h"
 #include "train/train_config.h"
 
 #include <math.h>
@@ -213,6 +215,67 @@ static void test_operations(void **state)
                 6 * (2 * lightning + attention + 3 * dense + head));
 }
 
+/* ---- eight-bit index keys ------------------------------------------------------------------ */
+
+enum { SCAN_PAGE = 16, SCAN_PAGES = 10, SCAN_DIM = 32, SCAN_TOKENS = SCAN_PAGE * SCAN_PAGES };
+
+/* One group of queries along the first axis; every key of block b is along it too, sizes[b] long.
+ */
+static msa_recall scan_blocks(const float *sizes)
+{
+    static float q[SCAN_TOKENS * SCAN_DIM], k[SCAN_TOKENS * SCAN_DIM];
+    msa_recall sums = {0}, mean;
+    msa__config *config = calloc(1, sizeof(*config));
+    assert_non_null(config);
+    config->n_kv_heads = 1;
+    config->index_dim = SCAN_DIM;
+    config->block_size = SCAN_PAGE;
+    config->topk_blocks = 3;
+    config->n_local_blocks = 1;
+    for (int64_t t = 0; t < SCAN_TOKENS; t++) {
+        q[t * SCAN_DIM] = 1;
+        k[t * SCAN_DIM] = sizes[t / SCAN_PAGE];
+    }
+    EXPECT_OK(msa__scan8_measure(config, MSA_DTYPE_F32, q, k, SCAN_TOKENS, &sums));
+    EXPECT_OK(
+        msa__scan8_measure(config, MSA_DTYPE_F32, q, k, 3 * SCAN_PAGE, &sums)); /* no choice */
+    assert_int_equal(sums.n_scanned, MSA__SCAN8_QUERIES);
+    sums.n_rows = 1;
+    msa__recall_mean(&sums, &mean);
+    free(config);
+    return mean;
+}
+
+/* Blocks of clearly different scores: the scan leaves only those open that are selected, two beside
+ * the local one. Equal blocks: it leaves all open. */
+static void test_scan_of_eight_bit_keys(void **state)
+{
+    (void)state;
+    float sizes[SCAN_PAGES];
+    for (int32_t b = 0; b < SCAN_PAGES; b++) sizes[b] = ldexpf(1, b - 1);
+    msa_recall apart = scan_blocks(sizes);
+    double share = 0;
+    for (int64_t j = 0; j < MSA__SCAN8_QUERIES; j++) {
+        int64_t first = 3 * SCAN_PAGE, left = SCAN_TOKENS - 1 - first;
+        int64_t token = first + j * left / (MSA__SCAN8_QUERIES - 1);
+        share += 2 / (double)(token / SCAN_PAGE) / MSA__SCAN8_QUERIES;
+    }
+    expect_near(apart.rescored, share, 1e-12);
+    expect_near(apart.rescored_max, 2.0 / 3, 1e-12);
+    expect_near(apart.rescored_blocks, 2, 1e-12);
+    expect_near(apart.fp8_recall, 1, 1e-12);
+    for (int32_t b = 0; b < SCAN_PAGES; b++) sizes[b] = 1;
+    msa_recall equal = scan_blocks(sizes);
+    expect_near(equal.rescored, 1, 1e-12);
+    expect_near(equal.fp8_recall, 1, 1e-12);
+    assert_true(equal.rescored_random > 0 && equal.rescored_random < 1);
+    assert_true(equal.rescored_random == apart.rescored_random);
+    /* 97 and 99 are one number in fp8: the lower id wins there, the larger key in truth */
+    for (int32_t b = 0; b < SCAN_PAGES; b++) sizes[b] = b < 2 ? 97 : 99;
+    msa_recall merged = scan_blocks(sizes);
+    assert_true(merged.fp8_recall < 1 && merged.fp8_recall >= 1.0 / 3);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -220,6 +283,7 @@ int main(void)
         cmocka_unit_test(test_recall_row),
         cmocka_unit_test(test_recall_of_the_best),
         cmocka_unit_test(test_operations),
+        cmocka_unit_test(test_scan_of_eight_bit_keys),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
