@@ -45,10 +45,8 @@ static __device__ __forceinline__ token_tile token_tile_at(const msa_kv_view &kv
 static __device__ __forceinline__ int64_t index_key_at(const msa_kv_view &kv, int seq, int64_t key,
                                                        int block_size)
 {
-    const msa_tensor &lane = kv.k_index;
-    if (!kv.page_table) return (kv.cu_seqlens_k[seq] + key) * lane.stride[0];
-    int64_t page = kv.page_table[seq * kv.page_table_stride + key / block_size];
-    return page * lane.stride[0] + key % block_size * lane.stride[1];
+    return index_key_block(kv, seq, key / block_size, block_size) +
+           key % block_size * index_key_step(kv);
 }
 
 /* The same in a lane of keys or values. */
