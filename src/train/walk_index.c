@@ -20,7 +20,6 @@ static msa_status index_kl(msa__walk *w, int32_t layer, const msa_reverse_index 
     if (w->mode.phase == MSA__PHASE_SPARSE) {
         args.blocks = msa__walk_blocks(w, layer);
         args.index = *reverse;
-        args.index_lse = msa__walk_rows(w, s->index_lse, MSA_DTYPE_F32, c->n_kv_heads);
     }
     if (w->mode.measure_index) {
         args.loss = msa__walk_rows(w, w->index_loss[layer], MSA_DTYPE_F32, c->n_kv_heads);

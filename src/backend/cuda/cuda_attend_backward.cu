@@ -16,7 +16,7 @@ static int is_fast(const attend_gradient *job)
         if (tensors[i]->dtype != MSA_DTYPE_BF16 || !cuda_is_wide(tensors[i])) return 0;
     }
     int64_t dim = job->q.shape[2];
-    return dim == 32 || dim == 64 || dim == 128;
+    return dim == 64 || dim == 128;
 }
 
 static size_t aligned(size_t bytes)

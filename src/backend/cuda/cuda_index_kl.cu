@@ -11,7 +11,7 @@ static int is_fast(const index_kl_job *job)
     }
     int64_t dim = job->q.shape[2];
     if (job->group > 16) return 0;
-    return dim == job->q_index.shape[2] && (dim == 32 || dim == 64 || dim == 128);
+    return dim == job->q_index.shape[2] && (dim == 64 || dim == 128);
 }
 
 static index_kl_job job_of(const msa_index_kl_args *args)
@@ -65,6 +65,7 @@ static size_t place(index_kl_job *job, int fast, void *memory)
     if (!job->blocks.n_dims) return used;
     size_t slots = rows * (size_t)job->blocks.shape[2] * (s->block_size / s->tile_keys);
     job->slots = base + used;
+    job->lse_slots = (float2 *)job->slots; /* used up before slots are written */
     used += aligned(slots * dim * 2);
     job->loss_slots = (float *)(base + used);
     return used + aligned(slots * sizeof(float));
@@ -94,6 +95,7 @@ static msa_status student_lse(msa_context *ctx, const msa_index_kl_args *args, i
     if (!args->blocks.data) {
         return fast ? index_kl_dense_lse(ctx, job) : index_kl_generic_lse(ctx, job);
     }
+    if (fast) return index_kl_lse(ctx, job);
     msa_select_args select;
     msa_select_args_init(&select);
     select.q_index = args->q_index;

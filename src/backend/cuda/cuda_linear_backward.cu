@@ -40,7 +40,7 @@ static size_t layout_of(const msa_context *ctx, const msa_linear_backward_args *
     layout->rounded = (__nv_bfloat16 *)msa__arena_take(&arena, needs_rounding(args) ? n * n_out : 0,
                                                        sizeof(__nv_bfloat16));
     size_t parts =
-        args->d_weight.n_dims ? gradient_product_bytes(ctx, n_out, args->d_weight.shape[1], n) : 0;
+        args->d_weight.n_dims ? gradient_product_bytes(ctx, n_out, args->d_weight.shape[1], n, 1) : 0;
     layout->parts =
         (float *)msa__arena_take(&arena, (int64_t)(parts / sizeof(float)), sizeof(float));
     if (parts == 0) layout->parts = NULL;

@@ -164,6 +164,15 @@ static int is_bf16(const msa_mlp_weights *mlp)
            mlp->down.w.dtype == MSA_DTYPE_BF16;
 }
 
+/* The parts of the largest weight gradient. */
+static size_t parts_of(const msa_context *ctx, int64_t n_hidden, int64_t n_in, int64_t n_rows,
+                       int32_t n_groups)
+{
+    size_t up = gradient_product_bytes(ctx, n_hidden, n_in, n_rows, n_groups);
+    size_t down = gradient_product_bytes(ctx, n_in, n_hidden, n_rows, n_groups);
+    return up > down ? up : down;
+}
+
 static size_t layout_of(const msa_context *ctx, const msa_moe_backward_args *args, void *workspace,
                         moe_gradient_layout *at)
 {
@@ -199,8 +208,11 @@ static size_t layout_of(const msa_context *ctx, const msa_moe_backward_args *arg
     at->d_up = msa__arena_take(&arena, hidden, element);
     at->dx =
         (float *)msa__arena_take(&arena, (at->max_rows + at->max_tokens) * n_in, sizeof(float));
-    size_t parts =
-        shared && args->d_shared ? gradient_product_bytes(ctx, shared, n_in, at->max_tokens) : 0;
+    size_t parts = args->d_shared ? parts_of(ctx, shared, n_in, at->max_tokens, 1) : 0;
+    if (args->d_experts && args->n_experts) {
+        size_t experts = parts_of(ctx, routed, n_in, at->max_rows, args->n_experts);
+        if (experts > parts) parts = experts;
+    }
     at->parts = (float *)msa__arena_take(&arena, (int64_t)(parts / sizeof(float)), sizeof(float));
     if (parts == 0) at->parts = NULL;
     return arena.used;
@@ -296,7 +308,7 @@ static msa_status add_weights(msa_context *ctx, const moe_pass *pass, const void
     p.start = pass->start;
     p.n_groups = pass->n_groups;
     p.groups_cut_k = pass->start != NULL;
-    p.parts = pass->start ? NULL : pass->at->parts;
+    p.parts = pass->at->parts;
     return gradient_multiply(ctx, "moe_backward", &p);
 }
 

@@ -4,7 +4,9 @@
  *     columns  sums of d_out xhat over chunks of rows, then over the chunks in order: d_weight
  *     dx       (g - xhat mean) / rms
  *
- * dx comes last, since it may take the place of d_out.
+ * Rows of 64 to 2,048 elements take one pass for all three: some lanes of a warp hold a row in
+ * registers, and their share of the columns' sums over a chunk. Other rows take a pass each; dx
+ * comes last, since it may take the place of d_out.
  */
 #include "backend/cuda/cuda_device.h"
 #include "backend/cuda/elements.cuh"
@@ -13,7 +15,7 @@ extern "C" {
 #include "base/arena.h"
 }
 
-enum { THREADS = 256, MAX_CHUNKS = 256 };
+enum { THREADS = 256, MAX_CHUNKS = 264 };
 
 typedef struct rmsnorm_gradient {
     cuda_view x, weight, d_out, dx;
@@ -104,6 +106,128 @@ static __global__ void __launch_bounds__(THREADS)
     }
 }
 
+/* ---- one pass ---------------------------------------------------------------------------------
+ */
+
+/* A thread's eight sums of a step, over the groups of lanes in order: a group holds a row. */
+static __device__ __forceinline__ void add_groups(float (*shared)[8], const float *mine, int lanes,
+                                                  float *out)
+{
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < 8; i++) shared[threadIdx.x][i] = mine[i];
+    __syncthreads();
+    for (int i = threadIdx.x; i < lanes * 8; i += THREADS) {
+        float sum = 0;
+        for (int group = 0; group < THREADS / lanes; group++) {
+            sum += shared[group * lanes + i / 8][i % 8];
+        }
+        out[i] = sum;
+    }
+}
+
+/* `lanes` lanes hold V elements each of a row, eight neighbours in every lanes * 8. */
+template <int V>
+static __global__ void __launch_bounds__(THREADS)
+    rmsnorm_one_pass_kernel(const __grid_constant__ rmsnorm_gradient job, int lanes)
+{
+    __shared__ float shared[THREADS][8];
+    int lane = threadIdx.x % lanes * 8, per_step = THREADS / lanes;
+    int64_t first = blockIdx.x * job.chunk;
+    int64_t end = first + job.chunk < job.n_rows ? first + job.chunk : job.n_rows;
+    float columns[V] = {};
+    for (int64_t base = first; base < end; base += per_step) {
+        int64_t row = base + threadIdx.x / lanes, t = row / job.n_heads, head = row % job.n_heads;
+        bool is_there = row < end;
+        float x[V] = {}, d_out[V] = {}, squares = 0, products = 0;
+#pragma unroll
+        for (int v = 0; v < V; v += 8) {
+            int64_t i = (int64_t)v * lanes + lane;
+            float w[8];
+            load_elements<8>(job.weight.data, job.weight.dtype, i, w);
+            if (is_there) {
+                load_elements<8>(job.x.data, job.x.dtype,
+                                 t * job.x.stride[0] + head * job.x.stride[1] + i,
+                                 *(float(*)[8]) & x[v]);
+                load_elements<8>(job.d_out.data, job.d_out.dtype,
+                                 t * job.d_out.stride[0] + head * job.d_out.stride[1] + i,
+                                 *(float(*)[8]) & d_out[v]);
+            }
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                squares = fmaf(x[v + j], x[v + j], squares);
+                products =
+                    fmaf(d_out[v + j] * (job.one_plus ? 1 + w[j] : w[j]), x[v + j], products);
+            }
+        }
+        for (int i = 1; i < lanes; i *= 2) {
+            squares += __shfl_xor_sync(~0u, squares, i);
+            products += __shfl_xor_sync(~0u, products, i);
+        }
+        float inverse = 1 / sqrtf(squares / (float)job.n + job.eps);
+        float mean = products * inverse / (float)job.n;
+        int64_t out = t * job.dx.stride[0] + head * job.dx.stride[1] + lane;
+#pragma unroll
+        for (int v = 0; v < V; v += 8) {
+            float y[8] = {}, w[8];
+            bool wanted = is_there && job.dx.data;
+            load_elements<8>(job.weight.data, job.weight.dtype, (int64_t)v * lanes + lane, w);
+            if (wanted && job.accumulate) {
+                load_elements<8>(job.dx.data, job.dx.dtype, out + (int64_t)v * lanes, y);
+            }
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                float xhat = x[v + j] * inverse,
+                      g = d_out[v + j] * (job.one_plus ? 1 + w[j] : w[j]);
+                columns[v + j] = fmaf(d_out[v + j], xhat, columns[v + j]);
+                y[j] += inverse * (g - xhat * mean);
+            }
+            if (wanted) {
+                store_elements<8>(job.dx.data, job.dx.dtype, out + (int64_t)v * lanes, y);
+            }
+        }
+    }
+    if (!job.d_weight) return;
+#pragma unroll
+    for (int v = 0; v < V; v += 8) {
+        add_groups(shared, columns + v, lanes, job.sums + blockIdx.x * job.n + (int64_t)v * lanes);
+    }
+}
+
+/* Lanes that hold a row, V = n / lanes elements each; 0: the row takes several passes. */
+static int lanes_of(const msa_rmsnorm_backward_args *args)
+{
+    const msa_tensor *tensors[] = {&args->x, &args->weight, &args->d_out, &args->dx};
+    int64_t n = args->x.shape[args->x.n_dims - 1];
+    for (int i = 0; i < 4; i++) {
+        if (tensors[i]->data && !cuda_is_wide(tensors[i])) return 0;
+    }
+    if (n < 64 || n > 2048 || (n & (n - 1))) return 0;
+    return n < 256 ? (int)n / 8 : 32;
+}
+
+static void launch_one_pass(const rmsnorm_gradient *job, int lanes, cudaStream_t stream)
+{
+    unsigned grid = (unsigned)job->n_chunks;
+    switch (job->n / lanes) {
+    case 8:
+        rmsnorm_one_pass_kernel<8><<<grid, THREADS, 0, stream>>>(*job, lanes);
+        break;
+    case 16:
+        rmsnorm_one_pass_kernel<16><<<grid, THREADS, 0, stream>>>(*job, lanes);
+        break;
+    case 32:
+        rmsnorm_one_pass_kernel<32><<<grid, THREADS, 0, stream>>>(*job, lanes);
+        break;
+    default:
+        rmsnorm_one_pass_kernel<64><<<grid, THREADS, 0, stream>>>(*job, lanes);
+        break;
+    }
+}
+
+/* ---- all --------------------------------------------------------------------------------------
+ */
+
 static size_t job_of(const msa_rmsnorm_backward_args *args, void *workspace, rmsnorm_gradient *job)
 {
     msa__arena arena = {(unsigned char *)workspace, 0, 0};
@@ -146,6 +270,12 @@ msa_status cuda_rmsnorm_backward(msa_context *ctx, const msa_rmsnorm_backward_ar
     cudaStream_t stream = cuda_stream(ctx);
     unsigned rows = (unsigned)((job.n_rows + THREADS / 32 - 1) / (THREADS / 32));
     unsigned columns = (unsigned)((job.n + THREADS - 1) / THREADS);
+    int lanes = lanes_of(args);
+    if (lanes) {
+        launch_one_pass(&job, lanes, stream);
+        if (job.d_weight) sum_kernel<<<columns, THREADS, 0, stream>>>(job);
+        return cuda_launched("rmsnorm_backward");
+    }
     rows_kernel<<<rows, THREADS, 0, stream>>>(job);
     if (job.d_weight) {
         columns_kernel<<<dim3(columns, (unsigned)job.n_chunks), THREADS, 0, stream>>>(job);

@@ -154,6 +154,51 @@ template <int R, int C> __global__ void __launch_bounds__(WARPS * 32) router_ker
     if (ranks) write_choice(job, best, token);
 }
 
+/* Many tokens and few experts: a warp scores and ranks FEW_TOKENS tokens alone. */
+#define FEW_WARPS   8
+#define FEW_TOKENS  8
+#define FEW_EXPERTS 32
+
+__global__ void __launch_bounds__(FEW_WARPS * 32) router_few_kernel(router_job job)
+{
+    __shared__ float scores[FEW_WARPS][FEW_TOKENS][FEW_EXPERTS];
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, n = (int)job.n_experts;
+    int64_t first = ((int64_t)blockIdx.x * FEW_WARPS + warp) * FEW_TOKENS;
+    bool is_there = first < job.n_tokens;
+    int32_t x_row[FEW_TOKENS];
+#pragma unroll
+    for (int c = 0; c < FEW_TOKENS; c++) x_row[c] = (int32_t)min(first + c, job.n_tokens - 1);
+    for (int e = 0; is_there && e < n; e += 4) {
+        int32_t row[4];
+        float sum[4][FEW_TOKENS];
+#pragma unroll
+        for (int r = 0; r < 4; r++) row[r] = min(e + r, n - 1);
+        warp_products<4, FEW_TOKENS>(job.weight, row, job.x, x_row, job.n_in, sum);
+#pragma unroll
+        for (int r = 0; r < 4; r++)
+#pragma unroll
+            for (int c = 0; c < FEW_TOKENS; c++) {
+                if (lane == (r * FEW_TOKENS + c) % 32 && e + r < n) {
+                    scores[warp][c][e + r] = 1 / (1 + expf(-sum[r][c]));
+                }
+            }
+    }
+    __syncwarp();
+    for (int c = 0; c < FEW_TOKENS && first + c < job.n_tokens; c++) {
+        best_list best = {};
+        compete(job, best, scores[warp][c], (uint32_t)n, 0, n);
+        write_choice(job, best, first + c);
+    }
+}
+
+static msa_status route_few(msa_context *ctx, const router_job &job)
+{
+    int64_t per_block = FEW_WARPS * FEW_TOKENS;
+    unsigned grid = (unsigned)((job.n_tokens + per_block - 1) / per_block);
+    router_few_kernel<<<grid, FEW_WARPS * 32, 0, cuda_stream(ctx)>>>(job);
+    return cuda_launched("router");
+}
+
 msa_status cuda_router(msa_context *ctx, const msa_router_args *args)
 {
     MSA_CUDA_TRY("router", cudaSetDevice(cuda_state(ctx)->device));
@@ -169,6 +214,7 @@ msa_status cuda_router(msa_context *ctx, const msa_router_args *args)
                       args->scaling,
                       args->ids,
                       args->weights};
+    if (job.n_experts <= FEW_EXPERTS && job.n_tokens >= 1024) return route_few(ctx, job);
     int tokens = job.n_tokens == 1 ? 1 : TOKENS;
     int share = job.n_tokens <= 16 * TOKENS ? MAX_SHARE : 1; /* few tokens: more blocks for each */
     auto kernel = tokens == 1 ? router_kernel<1, 1>

@@ -19,18 +19,19 @@ typedef struct router_gradient {
     int32_t topk, n_experts;
 } router_gradient;
 
-/* A CTA a token, a warp one choice after the other. */
+/* A warp a token. */
 static __global__ void __launch_bounds__(THREADS)
-    d_logits_kernel(const __grid_constant__ router_gradient job)
+    d_logits_kernel(const __grid_constant__ router_gradient job, int64_t n_tokens)
 {
-    __shared__ float r[MAX_TOPK];
-    int64_t t = blockIdx.x;
-    int lane = threadIdx.x % 32;
+    __shared__ float scores[WARPS][MAX_TOPK];
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    int64_t t = (int64_t)blockIdx.x * WARPS + warp;
+    if (t >= n_tokens) return;
+    float *r = scores[warp], *row = job.d_logits + t * job.n_experts;
     const int32_t *ids = job.ids + t * job.topk;
     const float *d_weights = job.d_weights + t * job.topk;
-    float *row = job.d_logits + t * job.n_experts;
-    for (int e = threadIdx.x; e < job.n_experts; e += THREADS) row[e] = 0;
-    for (int j = threadIdx.x / 32; j < job.topk; j += WARPS) {
+    for (int e = lane; e < job.n_experts; e += 32) row[e] = 0;
+    for (int j = 0; j < job.topk; j++) {
         bool known = ids[j] >= 0 && ids[j] < job.n_experts;
         float sum = 0;
         for (int64_t i = lane; known && i < job.n_in; i += 32) {
@@ -43,11 +44,11 @@ static __global__ void __launch_bounds__(THREADS)
         for (int i = 16; i; i /= 2) sum += __shfl_xor_sync(~0u, sum, i);
         if (lane == 0) r[j] = known ? 1 / (1 + expf(-sum)) : 0;
     }
-    __syncthreads();
+    __syncwarp();
     float total = 0, mean = 0; /* of d_weights under r / total */
     for (int j = 0; j < job.topk; j++) total += r[j];
     for (int j = 0; j < job.topk; j++) mean += r[j] == 0 ? 0 : d_weights[j] * r[j] / total;
-    for (int j = 0; threadIdx.x == 0 && j < job.topk; j++) { /* an expert may be named twice */
+    for (int j = 0; lane == 0 && j < job.topk; j++) { /* an expert may be named twice */
         if (ids[j] < 0 || ids[j] >= job.n_experts) continue;
         row[ids[j]] += job.scaling * (d_weights[j] - mean) / total * r[j] * (1 - r[j]);
     }
@@ -62,7 +63,7 @@ static size_t layout_of(const msa_context *ctx, const msa_router_backward_args *
 {
     msa__arena arena = {(unsigned char *)workspace, 0, 0};
     int64_t n = args->x.shape[0], n_experts = args->weight.shape[0];
-    size_t parts = gradient_product_bytes(ctx, n_experts, args->x.shape[1], n);
+    size_t parts = gradient_product_bytes(ctx, n_experts, args->x.shape[1], n, 1);
     layout->d_logits = (float *)msa__arena_take(&arena, n * n_experts, sizeof(float));
     layout->parts =
         (float *)msa__arena_take(&arena, (int64_t)(parts / sizeof(float)), sizeof(float));
@@ -88,7 +89,8 @@ msa_status cuda_router_backward(msa_context *ctx, const msa_router_backward_args
     router_gradient job = {cuda_view_of(x), cuda_view_of(w), args->ids,
                            args->d_weights, layout.d_logits, x->shape[1],
                            args->scaling,   args->topk,      (int32_t)n_experts};
-    d_logits_kernel<<<(unsigned)n, THREADS, 0, cuda_stream(ctx)>>>(job);
+    unsigned grid = (unsigned)((n + WARPS - 1) / WARPS);
+    d_logits_kernel<<<grid, THREADS, 0, cuda_stream(ctx)>>>(job, n);
     MSA_TRY(cuda_launched("router_backward"));
     gradient_product p = {};
     p.a = product_operand{{layout.d_logits, n_experts}, NULL, MSA_DTYPE_F32, 0};

@@ -45,7 +45,7 @@ static __device__ __forceinline__ bool find_part(const gradient_product &p, int 
     part.accumulate = p.accumulate;
     part.c = p.c;
     if (p.start && p.groups_cut_k) {
-        group = blockIdx.z;
+        group = blockIdx.z / n_splits;
         part.k = p.start[group];
         part.k_end = p.start[group + 1];
         if (part.k == part.k_end && p.accumulate) return false;
@@ -55,17 +55,22 @@ static __device__ __forceinline__ bool find_part(const gradient_product &p, int 
         group = rows.expert;
         part.m = rows.first_row;
         part.m_end = rows.first_row + rows.n_rows;
-    } else if (n_splits > 1) {
-        int64_t steps = (p.k + DEPTH - 1) / DEPTH, each = (steps + n_splits - 1) / n_splits;
-        part.k = blockIdx.z * each * DEPTH;
-        part.k_end = part.k + each * DEPTH < p.k ? part.k + each * DEPTH : p.k;
-        part.c = product_matrix{p.parts + blockIdx.z * p.m * p.n, p.n};
-        part.c_dtype = MSA_DTYPE_F32;
-        part.accumulate = 0;
+    }
+    if (n_splits > 1) {
+        int64_t steps = (part.k_end - part.k + DEPTH - 1) / DEPTH;
+        int64_t each = (steps + n_splits - 1) / n_splits * DEPTH;
+        part.k += blockIdx.z % n_splits * each;
+        part.k_end = min(part.k_end, part.k + each);
+        part.k = min(part.k, part.k_end);
     }
     part.a = p.a.table ? p.a.table[group] : p.a.of;
     part.b = p.b.table ? p.b.table[group] : p.b.of;
     if (p.c_table) part.c = p.c_table[group];
+    if (n_splits > 1) {
+        part.c = product_matrix{p.parts + blockIdx.z * p.m * p.n, p.n};
+        part.c_dtype = MSA_DTYPE_F32;
+        part.accumulate = 0;
+    }
     return true;
 }
 
@@ -272,18 +277,22 @@ static __global__ void __launch_bounds__(THREADS)
 /* ---- the parts of a split sum ------------------------------------------------------------------
  */
 
+/* c of every group (+)= its parts; an empty group has none. */
 static __global__ void __launch_bounds__(THREADS)
     sum_parts_kernel(const __grid_constant__ gradient_product p, int n_splits)
 {
     int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x, size = p.m * p.n;
-    if (i >= size) return;
-    int64_t at = i / p.n * p.c.step + i % p.n;
-    float sum[1] = {0};
-    if (p.accumulate) load_elements<1>(p.c.data, p.c_dtype, at, sum);
-    float parts = 0;
-    for (int s = 0; s < n_splits; s++) parts += p.parts[s * size + i];
+    int group = blockIdx.y;
+    bool is_empty = p.start && p.start[group] == p.start[group + 1];
+    if (i >= size || (is_empty && p.accumulate)) return;
+    product_matrix c = p.c_table ? p.c_table[group] : p.c;
+    const float *part = p.parts + group * n_splits * size + i;
+    int64_t at = i / p.n * c.step + i % p.n;
+    float sum[1] = {0}, parts = 0;
+    if (p.accumulate) load_elements<1>(c.data, p.c_dtype, at, sum);
+    for (int s = 0; s < n_splits; s++) parts += part[s * size];
     sum[0] += parts;
-    store_elements<1>(p.c.data, p.c_dtype, at, sum);
+    store_elements<1>(c.data, p.c_dtype, at, sum);
 }
 
 /* Columns of a tile for n columns of c. */
@@ -292,20 +301,21 @@ static int32_t columns_of(int64_t n)
     return n % 256 == 0 || n > 1024 ? 256 : 128;
 }
 
-/* Enough parts to fill every SM, none shorter than 1,024. */
-static int32_t splits_of(const msa_context *ctx, int64_t m, int64_t n, int64_t k)
+/* Enough parts to fill every SM, none much shorter than 512. */
+static int32_t splits_of(const msa_context *ctx, int64_t m, int64_t n, int64_t k, int32_t n_groups)
 {
     int64_t columns = columns_of(n), at_once = (columns == 256 ? 1 : 2) * cuda_state(ctx)->n_sms;
-    int64_t tiles = (m + TILE - 1) / TILE * ((n + columns - 1) / columns);
-    int64_t wanted = tiles ? at_once / tiles : 1, most = k / 1024;
+    int64_t tiles = n_groups * ((m + TILE - 1) / TILE) * ((n + columns - 1) / columns);
+    int64_t wanted = tiles ? at_once / tiles : 1, most = k / n_groups / 512;
     int64_t splits = wanted < most ? wanted : most;
     return splits < 1 ? 1 : splits > 64 ? 64 : (int32_t)splits;
 }
 
-size_t gradient_product_bytes(const msa_context *ctx, int64_t m, int64_t n, int64_t k)
+size_t gradient_product_bytes(const msa_context *ctx, int64_t m, int64_t n, int64_t k,
+                              int32_t n_groups)
 {
-    int32_t splits = splits_of(ctx, m, n, k);
-    return splits > 1 ? (size_t)splits * m * n * sizeof(float) : 0;
+    int32_t splits = splits_of(ctx, m, n, k, n_groups);
+    return splits > 1 ? (size_t)splits * n_groups * m * n * sizeof(float) : 0;
 }
 
 /* ---- launch -----------------------------------------------------------------------------------
@@ -349,12 +359,13 @@ msa_status gradient_multiply(msa_context *ctx, const char *op, const gradient_pr
     cudaStream_t stream = cuda_stream(ctx);
     int grouped = p->start != NULL;
     int fast = is_fast(&p->a, p->m, p->k) && is_fast(&p->b, p->n, p->k) && takes_pairs(p);
-    int32_t splits = !grouped && p->parts ? splits_of(ctx, p->m, p->n, p->k) : 1;
+    int32_t n_cuts = p->groups_cut_k ? p->n_groups : 1; /* of k, by groups */
+    int32_t splits = p->parts ? splits_of(ctx, p->m, p->n, p->k, n_cuts) : 1;
     int64_t tile = fast ? TILE : PLAIN, columns = fast ? columns_of(p->n) : PLAIN;
     int64_t rows =
         grouped && !p->groups_cut_k ? p->max_tiles * (TILE / tile) : (p->m + tile - 1) / tile;
     dim3 grid((unsigned)((p->n + columns - 1) / columns), (unsigned)rows,
-              (unsigned)(p->groups_cut_k ? p->n_groups : splits));
+              (unsigned)(n_cuts * splits));
     if (!fast) {
         plain_kernel<<<grid, THREADS, 0, stream>>>(*p, splits);
     } else if (columns == 256) {
@@ -365,7 +376,7 @@ msa_status gradient_multiply(msa_context *ctx, const char *op, const gradient_pr
     MSA_TRY(cuda_launched(op));
     if (splits == 1) return MSA_OK;
     int64_t size = p->m * p->n;
-    sum_parts_kernel<<<(unsigned)((size + THREADS - 1) / THREADS), THREADS, 0, stream>>>(*p,
-                                                                                         splits);
+    dim3 sums((unsigned)((size + THREADS - 1) / THREADS), (unsigned)n_cuts);
+    sum_parts_kernel<<<sums, THREADS, 0, stream>>>(*p, splits);
     return cuda_launched(op);
 }

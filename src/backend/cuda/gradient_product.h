@@ -42,13 +42,15 @@ typedef struct gradient_product {
     int32_t n_groups;
     int32_t max_tiles; /* with groups of m: how many tiles of PRODUCT_TILE rows they can have */
     int32_t groups_cut_k;
-    float *parts; /* with one group: memory of gradient_product_bytes */
+    float *parts; /* optional, without groups of m: memory of gradient_product_bytes */
 } gradient_product;
 
 enum { PRODUCT_TILE = 128 };
 
-/* A sum over a long k for a small c is split, and its parts are added in order: bytes they take. */
-size_t gradient_product_bytes(const msa_context *ctx, int64_t m, int64_t n, int64_t k);
+/* A sum over a long k for a small c is split, and its parts are added in order: bytes they take;
+ * n_groups: that cut k, else 1. */
+size_t gradient_product_bytes(const msa_context *ctx, int64_t m, int64_t n, int64_t k,
+                              int32_t n_groups);
 msa_status gradient_multiply(msa_context *ctx, const char *op, const gradient_product *product);
 
 #endif

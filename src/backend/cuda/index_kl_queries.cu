@@ -242,14 +242,7 @@ template <int D> static msa_status launch(msa_context *ctx, const index_kl_job *
 
 static msa_status launch_dim(msa_context *ctx, const index_kl_job *job, int lse)
 {
-    switch (job->q.shape[2]) {
-    case 32:
-        return launch<32>(ctx, job, lse);
-    case 64:
-        return launch<64>(ctx, job, lse);
-    default:
-        return launch<128>(ctx, job, lse);
-    }
+    return job->q.shape[2] == 64 ? launch<64>(ctx, job, lse) : launch<128>(ctx, job, lse);
 }
 
 msa_status index_kl_dense_lse(msa_context *ctx, const index_kl_job *job)

@@ -333,6 +333,22 @@ __device__ __forceinline__ void wgmma_m64n192k16_ss(float (&d)[96], uint64_t a, 
 
 // A and B in shared memory, added to d; A_ACROSS, B_ACROSS: that operand is MN-major.
 template <int A_ACROSS, int B_ACROSS>
+__device__ __forceinline__ void wgmma_ss(float (&d)[16], uint64_t a, uint64_t b)
+{
+    asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7,"
+                 "%8,%9,%10,%11,%12,%13,%14,%15}, %16, %17, 1, 1, 1, %18, %19;"
+                 : ACC8(d, 0), ACC8(d, 8)
+                 : "l"(a), "l"(b), "n"(A_ACROSS), "n"(B_ACROSS));
+}
+template <int A_ACROSS, int B_ACROSS>
+__device__ __forceinline__ void wgmma_ss(float (&d)[32], uint64_t a, uint64_t b)
+{
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " ACC32
+                 ", %32, %33, 1, 1, 1, %34, %35;"
+                 : ACC32_OPERANDS(d, 0)
+                 : "l"(a), "l"(b), "n"(A_ACROSS), "n"(B_ACROSS));
+}
+template <int A_ACROSS, int B_ACROSS>
 __device__ __forceinline__ void wgmma_ss(float (&d)[64], uint64_t a, uint64_t b)
 {
     asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 " ACC64
