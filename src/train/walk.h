@@ -70,7 +70,6 @@ typedef struct msa__layer_state {
     void *attended;        /* [Hq, D] A           where q, k and v have Hq heads and no SiLU yet */
     float *lse;            /* [Hq]; of MoBA [G] of [T, Hkv], one after the other */
     int32_t *blocks;       /* [Hkv, K]; of MoBA [Hq, K] */
-    float *index_lse;      /* [Hkv] */
     float *expert_weights; /* [topk] */
 } msa__layer_state;
 

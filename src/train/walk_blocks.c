@@ -35,7 +35,6 @@ msa_status msa__walk_select(msa__walk *w, const msa__layer_state *s)
     args.n_init = c->n_init_blocks;
     args.n_local = msa__config_n_local(c);
     args.blocks = msa__walk_heads(w, s->blocks, MSA_DTYPE_I32, c->n_kv_heads, c->topk_blocks);
-    args.index_lse = msa__walk_rows(w, s->index_lse, MSA_DTYPE_F32, c->n_kv_heads);
     MSA__WALK_OP(w, msa_select, &args);
     return MSA_OK;
 }

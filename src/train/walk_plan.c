@@ -82,7 +82,6 @@ static void lay_out_index(const msa__walk *w, msa__layer_state *s, state_parts p
     s->index_k = msa__arena_take(arena, n, dim);
     if (parts.msa) {
         s->index_q_raw = msa__arena_take(arena, n * c->n_kv_heads, dim);
-        s->index_lse = msa__arena_take(arena, n, (size_t)c->n_kv_heads * sizeof(float));
     }
     if (parts.dsa) {
         s->index_weights = msa__arena_take(arena, n, (size_t)c->dsa_heads * sizeof(float));

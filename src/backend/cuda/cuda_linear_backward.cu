@@ -9,15 +9,25 @@ extern "C" {
 
 enum { THREADS = 256 };
 
-/* Rows of any dtype as bf16, row behind row. */
+/* Rows of any dtype as bf16, row behind row; a thread takes W neighbours. */
+template <int W>
 static __global__ void __launch_bounds__(THREADS)
     to_bf16_kernel(cuda_view view, int64_t n_rows, int64_t width, __nv_bfloat16 *out)
 {
-    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * W;
     if (i >= n_rows * width) return;
-    float x[1];
-    load_elements<1>(view.data, view.dtype, i / width * view.stride[0] + i % width, x);
-    out[i] = __float2bfloat16_rn(x[0]);
+    float x[W];
+    load_elements<W>(view.data, view.dtype, i / width * view.stride[0] + i % width, x);
+    store_elements<W>(out, CUDA_BF16, i, x);
+}
+
+static msa_status round_rows(msa_context *ctx, const msa_tensor *t, __nv_bfloat16 *out)
+{
+    int64_t n_rows = t->shape[0], width = t->shape[1], per_thread = cuda_is_wide(t) ? 8 : 1;
+    unsigned grid = (unsigned)((n_rows * width / per_thread + THREADS - 1) / THREADS);
+    auto kernel = per_thread == 8 ? to_bf16_kernel<8> : to_bf16_kernel<1>;
+    kernel<<<grid, THREADS, 0, cuda_stream(ctx)>>>(cuda_view_of(t), n_rows, width, out);
+    return cuda_launched("linear_backward");
 }
 
 typedef struct linear_layout {
@@ -39,8 +49,9 @@ static size_t layout_of(const msa_context *ctx, const msa_linear_backward_args *
     int64_t n = args->d_out.shape[0], n_out = args->d_out.shape[1];
     layout->rounded = (__nv_bfloat16 *)msa__arena_take(&arena, needs_rounding(args) ? n * n_out : 0,
                                                        sizeof(__nv_bfloat16));
-    size_t parts =
-        args->d_weight.n_dims ? gradient_product_bytes(ctx, n_out, args->d_weight.shape[1], n, 1) : 0;
+    size_t parts = args->d_weight.n_dims
+                       ? gradient_product_bytes(ctx, n_out, args->d_weight.shape[1], n, 1)
+                       : 0;
     layout->parts =
         (float *)msa__arena_take(&arena, (int64_t)(parts / sizeof(float)), sizeof(float));
     if (parts == 0) layout->parts = NULL;
@@ -66,9 +77,7 @@ msa_status cuda_linear_backward(msa_context *ctx, const msa_linear_backward_args
     product_operand rounded = exact;
     if (needs_rounding(args)) {
         rounded = product_operand{{layout.rounded, n_out}, NULL, MSA_DTYPE_BF16, 0};
-        to_bf16_kernel<<<(unsigned)((n * n_out + THREADS - 1) / THREADS), THREADS, 0,
-                         cuda_stream(ctx)>>>(cuda_view_of(d_out), n, n_out, layout.rounded);
-        MSA_TRY(cuda_launched("linear_backward"));
+        MSA_TRY(round_rows(ctx, d_out, layout.rounded));
     }
     if (args->dx.data) {
         const msa_tensor *w = &args->weight.w;
