@@ -8,7 +8,6 @@ MAIN = ["full", "msa", "msa-converted", "swa", "hybrid", "window-control", "moba
 ABLATIONS = ["msa-no-stop-gradient", "msa-no-warmup", "msa-no-local", "msa-block-32", "msa-block-64", "msa-topk-8",
              "msa-topk-32"]
 GROUPS = {"main": MAIN, "ablations": ABLATIONS, "all": MAIN + ABLATIONS}
-UNIT = 20  # a run has a multiple of this many steps: every twentieth of it is whole
 
 
 def read_json(path):
@@ -50,13 +49,20 @@ def change_setting(config, setting):
     return merge(config, change)
 
 
-def make_stage(stage, n_steps):
-    """Shares of the run become steps."""
-    stage = dict(stage, steps=round(stage["part"] * n_steps))
+def make_stage(stage, defaults, tokens):
+    """Shares of the run's tokens become steps."""
+    each = stage.get("step_tokens", defaults["step_tokens"])
+    stage = dict(stage, steps=max(1, round(stage["part"] * tokens / each)))
     del stage["part"]
     if "warmup_part" in stage:
-        stage["warmup_steps"] = max(1, round(stage.pop("warmup_part") * n_steps))
+        stage["warmup_steps"] = max(1, round(stage.pop("warmup_part") * tokens / each))
     return stage
+
+
+def steps_until(stages, name):
+    """Steps of a run when the stage of this name ends."""
+    last = next(i for i, stage in enumerate(stages) if stage["name"] == name)
+    return sum(stage["steps"] for stage in stages[: last + 1])
 
 
 def make_config(row, seed, tokens, settings=()):
@@ -66,15 +72,16 @@ def make_config(row, seed, tokens, settings=()):
         recipe = change_setting(recipe, setting)
     convert = recipe.pop("convert", None)
     del recipe["about"]
-    n_steps = max(1, round(tokens / recipe["defaults"]["step_tokens"] / UNIT)) * UNIT
+    stages = [make_stage(stage, recipe["defaults"], tokens) for stage in recipe["stages"]]
+    n_steps = sum(stage["steps"] for stage in stages)
     output = f"runs/{run_name(row, seed)}"
-    config = {**recipe, "output": output, "seed": seed}
-    config["stages"] = [make_stage(stage, n_steps) for stage in recipe["stages"]]
-    config["validation"] = {"every": n_steps // 10, **recipe["validation"]}
-    config["checkpoint"] = {"every": 7 * n_steps // 20, "keep": 3}  # one is at 70 %
+    config = {**recipe, "output": output, "seed": seed, "stages": stages}
+    config["validation"] = {"every": max(1, n_steps // 12), **recipe["validation"]}
+    config["checkpoint"] = {"every": n_steps if convert else steps_until(stages, "8K"), "keep": 3}
     if convert:
         config["seed"] = seed + 1000  # other batches than its source began with
         config["model"] = {**recipe["model"], "init_from": f"{output}/converted"}
-        source = f"runs/{run_name(convert['row'], seed)}/step-{round(convert['part'] * n_steps):06d}"
-        convert = {"source": source, "options": convert["options"]}
+        from_row = make_config(convert["row"], seed, tokens, settings)[0]
+        step = steps_until(from_row["stages"], convert["after"])
+        convert = {"source": f"{from_row['output']}/step-{step:06d}", "options": convert["options"]}
     return config, convert
