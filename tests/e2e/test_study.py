@@ -20,7 +20,7 @@ TASKS = {"tasks": ["passkey", "single-needle"], "lengths": [512], "haystack": "b
 
 
 def shrink(recipe):
-    """Narrow layers, an eighth of the blocks and windows, a 64th of the long sequences."""
+    """Narrow layers, an eighth of the blocks and windows, sequences of one length."""
     model = recipe.get("model", {}).get("config", {})
     for key in SMALL.keys() & model.keys():
         model[key] = SMALL[key]
@@ -31,7 +31,8 @@ def shrink(recipe):
         recipe["data"]["sources"] = [{"shards": "shards/train", "copies": [128, 512], "weight": 0.6}, TASKS]
         recipe["validation"]["batches"] = recipe["log"]["every"] = 1
     for stage in recipe.get("stages", []):
-        stage.update({"length": stage["length"] // 64} if "length" in stage else {})
+        for key in stage.keys() & {"length", "step_tokens", "micro_tokens"}:
+            del stage[key]
     if "convert" in recipe:
         recipe["convert"]["options"] = ["--dense-layers", "0", "--block-size", "16", "--topk", "16"]
     return recipe
@@ -76,13 +77,12 @@ def test_a_row_is_accepted(msa, work, row):
 
 
 def test_shares_become_steps():
-    config, convert = study_recipes.make_config("msa-converted", 3, 60e6)
-    n_steps = 920  # 60M tokens in steps of 64K, to a multiple of 20
-    assert [stage["steps"] for stage in config["stages"]] == [n_steps // 10, n_steps // 5]
-    assert convert["source"] == f"runs/full-s3/step-{7 * n_steps // 10:06d}"
-    full, _ = study_recipes.make_config("full", 3, 60e6)
-    assert sum(stage["steps"] for stage in full["stages"]) == n_steps
-    assert 7 * n_steps // 10 % full["checkpoint"]["every"] == 0
+    config, convert = study_recipes.make_config("msa-converted", 3, 40e6)
+    full, _ = study_recipes.make_config("full", 3, 40e6)
+    assert [stage["steps"] for stage in full["stages"]] == [427, 244, 104, 24]  # of 32K, 64K, 64K, 128K tokens
+    assert full["checkpoint"]["every"] == 427 + 244
+    assert convert["source"] == "runs/full-s3/step-000671"
+    assert [stage["steps"] for stage in config["stages"]] == [31, 79, 21]
     assert full["data"] == config["data"] and full["seed"] == 3
 
 
