@@ -48,8 +48,8 @@ load_step(const attend_gradient &job, const attend_shared<D, W> &at, const key_w
     int number = step / job.group, head = walk.group * job.group + step % job.group;
     if (number < walk.n_tiles) {
         const walk_tile &tile = tiles[number % WALK_TILES];
-        load_queries<D>(tile, job.q, head, at.q(step));
-        load_queries<D>(tile, job.d_out, head, at.d_out(step));
+        load_queries<D, W>(tile, job.q, head, at.q(step));
+        load_queries<D, W>(tile, job.d_out, head, at.d_out(step));
         load_numbers(tile, (const float *)job.lse.data, job.lse.stride[0], head * job.lse.stride[1],
                      at.stats(step));
         load_numbers(tile, job.delta, job.q.shape[1], head, at.stats(step) + WALK_QUERIES * 4);

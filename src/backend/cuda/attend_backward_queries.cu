@@ -61,10 +61,10 @@ static __device__ __forceinline__ void load_step(const attend_gradient &job,
     if (n > 0) {
         const __nv_bfloat16 *none = NULL;
         int64_t row = tiles.first_row + first;
-        atom_tile<D, KEYS>::load(at.k(step), [&](int i) {
+        atom_tile<D, KEYS>::template load<THREADS>(at.k(step), [&](int i) {
             return i < n ? bf16_row(job.k, row + i, tiles.group) : none;
         });
-        atom_tile<D, KEYS>::load(at.v(step), [&](int i) {
+        atom_tile<D, KEYS>::template load<THREADS>(at.v(step), [&](int i) {
             return i < n ? bf16_row(job.v, row + i, tiles.group) : none;
         });
     }
@@ -111,9 +111,9 @@ static __global__ void __launch_bounds__(THREADS, 1)
 
     queries_shared<D> at = {((uint32_t)__cvta_generic_to_shared(shared) + 1023) & ~1023u};
     const __nv_bfloat16 *none = NULL;
-    atom_tile<D, QUERIES>::load(
+    atom_tile<D, QUERIES>::template load<THREADS>(
         at.q, [&](int i) { return i < rows.n ? bf16_row(job.q, rows.row + i, head) : none; });
-    atom_tile<D, QUERIES>::load(at.d_out(), [&](int i) {
+    atom_tile<D, QUERIES>::template load<THREADS>(at.d_out(), [&](int i) {
         return i < rows.n ? bf16_row(job.d_out, rows.row + i, head) : none;
     });
     int next = next_tile(s, -KEYS, low); /* the tile to be loaded */

@@ -47,11 +47,11 @@ static __device__ __forceinline__ void load_step(const index_kl_job &job, const 
         const walk_tile &tile = tiles[number % WALK_TILES];
         if (head < job.group) {
             head += walk.group * job.group;
-            load_queries<D>(tile, job.q, head, at.q(step));
+            load_queries<D, W>(tile, job.q, head, at.q(step));
             load_numbers(tile, (const float *)job.lse.data, job.lse.stride[0],
                          head * job.lse.stride[1], at.lse(step));
         } else {
-            load_queries<D>(tile, job.q_index, walk.group, at.q(step));
+            load_queries<D, W>(tile, job.q_index, walk.group, at.q(step));
             load_numbers(tile, job.index_lse, job.index_lse_row, walk.group, at.lse(step));
         }
     }

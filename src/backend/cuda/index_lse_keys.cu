@@ -67,7 +67,7 @@ static __global__ void __launch_bounds__(W * 128)
     lse_shared<D, W> at = {((uint32_t)__cvta_generic_to_shared(shared) + 1023) & ~1023u};
     auto load = [&](int step) {
         if (step < walk.n_tiles) {
-            load_queries<D>(tiles[step % WALK_TILES], job.q_index, walk.group, at.q(step));
+            load_queries<D, W>(tiles[step % WALK_TILES], job.q_index, walk.group, at.q(step));
         }
         copy_async_commit();
     };

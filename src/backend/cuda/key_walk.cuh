@@ -62,7 +62,7 @@ static __device__ __forceinline__ void load_keys(const gradient_schedule &s, con
                                                  const msa_tensor &keys, int head, uint32_t tile)
 {
     int64_t first = (int64_t)s.cu_seqlens_k[walk.unit.seq] + walk.unit.first_key;
-    atom_tile<D, R>::load(tile, [&](int i) {
+    atom_tile<D, R>::template load<2 * R>(tile, [&](int i) {
         return i < walk.unit.n_keys ? bf16_row(keys, first + i, head) : (const __nv_bfloat16 *)NULL;
     });
 }
@@ -135,11 +135,11 @@ log_probabilities(const gradient_schedule &s, const key_walk &walk, const walk_t
 }
 
 /* One head's rows of a tile's queries. */
-template <int D>
+template <int D, int W>
 static __device__ __forceinline__ void load_queries(const walk_tile &tile, const msa_tensor &q,
                                                     int head, uint32_t to)
 {
-    atom_tile<D, 64>::load(to, [&](int i) {
+    atom_tile<D, 64>::template load<W * 128>(to, [&](int i) {
         return tile.token[i] >= 0 ? bf16_row(q, tile.token[i], head) : (const __nv_bfloat16 *)NULL;
     });
 }

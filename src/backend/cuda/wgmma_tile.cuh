@@ -11,13 +11,18 @@
 template <int D, int R> struct atom_tile {
     enum { ATOM_BYTES = R * 128, BYTES = D / 64 * ATOM_BYTES };
 
-    /* Rows row(i), NULL for zeros, by all threads of the CTA; copies still to be committed. */
-    template <typename Row> static __device__ __forceinline__ void load(uint32_t tile, Row row)
+    /* Rows row(i), NULL for zeros, by the CTA's THREADS, R or a multiple; copies still to be
+     * committed. Neighbouring threads share a row, and ask for it once. */
+    template <int THREADS, typename Row>
+    static __device__ __forceinline__ void load(uint32_t tile, Row row)
     {
-        for (int i = threadIdx.x; i < R * (D / 8); i += blockDim.x) {
-            int r = i / (D / 8), chunk = i % (D / 8);
+        constexpr int PER_ROW = THREADS / R;
+        int r = threadIdx.x / PER_ROW;
+        const __nv_bfloat16 *source = row(r);
+#pragma unroll
+        for (int i = 0; i < D / 8 / PER_ROW; i++) {
+            int chunk = threadIdx.x % PER_ROW + i * PER_ROW;
             uint32_t to = tile_chunk<64>(tile + chunk / 8 * ATOM_BYTES, r, chunk % 8);
-            const __nv_bfloat16 *source = row(r);
             if (source) {
                 copy_async_16(to, source + chunk * 8);
             } else {
