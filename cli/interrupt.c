@@ -1,17 +1,29 @@
 /* The handler of SIGINT; see interrupt.h. */
+#define _POSIX_C_SOURCE 200809L
 #include "interrupt.h"
 
 #include <signal.h>
 #include <string.h>
+#include <time.h>
 
-static volatile sig_atomic_t interrupted;
+static volatile sig_atomic_t interrupted, since; /* seconds of the clock */
 
+static sig_atomic_t now(void)
+{
+    struct timespec time;
+    (void)clock_gettime(CLOCK_MONOTONIC, &time);
+    return (sig_atomic_t)time.tv_sec;
+}
+
+/* One wish to stop can arrive twice at once: a program that passes it on sends it to the process and
+ * to its group. */
 static void on_interrupt(int number)
 {
-    if (interrupted) {
+    if (interrupted && now() - since > 1) {
         signal(number, SIG_DFL);
         raise(number);
     }
+    if (!interrupted) since = now();
     interrupted = 1;
 }
 

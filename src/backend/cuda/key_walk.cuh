@@ -111,7 +111,7 @@ static __device__ __forceinline__ void describe_tile(const gradient_schedule &s,
 /* Scores to log2 of probabilities: x scale - LSE, -inf where the query does not see the key, where
  * there is no key or it is not listed, and in rows whose LSE is -inf. lse: of the tile's queries.
  */
-template <int W>
+template <int W, bool LISTED = false>
 static __device__ __forceinline__ void
 log_probabilities(const gradient_schedule &s, const key_walk &walk, const walk_tile &tile,
                   float scale, const float *lse, float (&x)[32])
