@@ -100,7 +100,7 @@ def test_from_books_to_tables(work, tmp_path):
         assert f"| `{row}` | " in text
     assert "<!-- claim 13 -->loss at 32K `full` " in (tmp_path / "claims.md").read_text()
     result = study_recipes.read_json(work / "results/msa-converted-s1.json")
-    assert result["tokens"] == 3072
+    assert result["tokens"] == 2560
     assert {one["task"] for one in result["eval"]} == {"passkey", "perplexity", "recall"}
 
     again = study(work, "run", "full")

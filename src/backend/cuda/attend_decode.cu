@@ -445,6 +445,11 @@ __device__ __forceinline__ void send_partial(AttendSmem<D, BYTES> &sm, const dec
         }
         int column = BYTES == 2 ? q % 2 * 8 + q / 2 * 4 : q * 4;
         if (head >= p.group_heads) continue;
+        if (cluster == 1) { /* the asynchronous store is for clusters of two and more */
+            *(float4 *)&sm.o[slot][warp * 16 + column] = make_float4(y[0], y[1], y[2], y[3]);
+            if (warp == 0 && q == 0) sm.ml[slot] = make_float2(x.m[r], x.l[r]);
+            continue;
+        }
         store_cluster_async(o + column * 4, y[0], y[1], y[2], y[3], bar);
         if (warp == 0 && q == 0) {
             store_cluster_async(cluster_address(smem_u32(&sm.ml[slot]), owner), x.m[r], x.l[r],
@@ -532,8 +537,12 @@ __global__ void __launch_bounds__(THREADS, 2)
         merge_tree(stack, x, place);
     }
     send_partial(sm, p, x, cluster, rank);
+    if (cluster == 1) {
+        __syncthreads();
+    } else if (n_heads > 0) {
+        mbarrier_wait_cluster(smem_u32(&sm.arrived), 0);
+    }
     if (n_heads == 0) return;
-    mbarrier_wait_cluster(smem_u32(&sm.arrived), 0);
     switch (cluster) {
     case 1:
         finish_heads<1>(sm, p, rank);
