@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "data/bpe_train.h"
 #include "data/file_list.h"
+#include "data/vocabulary.h"
 #include "model/files.h"
 #include "model/tokenizer.h"
 
@@ -52,6 +53,19 @@ static msa_status write_text(const char *dir, const char *name, msa__text *text)
     return status;
 }
 
+/* Models that are trained with it stop where documents end. */
+static msa_status write_generation_config(const char *dir)
+{
+    msa__vocabulary written = {0};
+    msa__text text = {0};
+    MSA_TRY(msa__vocabulary_open(&written, dir));
+    char line[64];
+    snprintf(line, sizeof(line), "{\n  \"eos_token_id\": %d\n}\n", written.eos);
+    msa__vocabulary_close(&written);
+    msa__text_puts(&text, line);
+    return write_text(dir, "generation_config.json", &text);
+}
+
 static msa_status write_files(const char *dir, const msa__learned *learned, msa__added added)
 {
     if (mkdir(dir, 0777) != 0 && errno != EEXIST) {
@@ -63,7 +77,8 @@ static msa_status write_files(const char *dir, const msa__learned *learned, msa_
     msa__write_tokenizer(&tokenizer, &parts);
     MSA_TRY(write_text(dir, "tokenizer.json", &tokenizer));
     msa__write_tokenizer_config(&config);
-    return write_text(dir, "tokenizer_config.json", &config);
+    MSA_TRY(write_text(dir, "tokenizer_config.json", &config));
+    return write_generation_config(dir);
 }
 
 msa_status msa_tokenizer_train(const char *dir, const char *text, int32_t vocab_size, int32_t added,

@@ -45,7 +45,7 @@ def test_text_goes_there_and_back(msa, tokenizer):
 
 def test_training_again_gives_the_same_files(msa, text, tokenizer, tmp_path):
     assert msa("train-tokenizer", text, tmp_path / "again", "--vocab", 400).returncode == 0
-    for name in ("tokenizer.json", "tokenizer_config.json"):
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (tokenizer / name).read_bytes()
 
 
