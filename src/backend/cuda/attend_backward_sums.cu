@@ -96,7 +96,7 @@ static __global__ void __launch_bounds__(THREADS)
         (const int32_t *)job.blocks.data + t * job.blocks.stride[0] + group * job.blocks.stride[1];
     float2 sum = make_float2(0, 0);
     for (int k = 0; k < n_kept && blocks[k] >= 0; k++) {
-        for (int part = 0; part < parts; part++) {
+        for (int part = 0; part < schedule_parts(job.schedule, t, blocks[k]); part++) {
             int64_t slot = ((of_pass * n_kept + k) * parts + part) * job.group + g;
             const uint32_t *x = (const uint32_t *)job.slots + slot * pairs + column / 2;
             float2 pair = unpack_pair(*x, CUDA_BF16);

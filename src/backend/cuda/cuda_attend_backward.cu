@@ -142,7 +142,7 @@ static attend_gradient dense_job(const msa_dense_attend_backward_args *args)
     int32_t n_kv_heads = (int32_t)args->kv.k.shape[1];
     job.group = (int32_t)args->q.shape[1] / n_kv_heads;
     gradient_schedule_dense(&job.schedule, &args->kv, args->kv.k.shape[0], args->q.shape[0],
-                            n_kv_heads);
+                            n_kv_heads, 128);
     job.schedule.cu_seqlens_q = args->cu_seqlens_q;
     job.schedule.window = args->window;
     job.schedule.n_sink_tokens = args->n_sink_tokens;
@@ -208,7 +208,7 @@ static attend_gradient token_job(const msa_token_attend_backward_args *args)
     int32_t n_kv_heads = (int32_t)args->kv.k.shape[1];
     job.group = (int32_t)args->q.shape[1] / n_kv_heads;
     gradient_schedule_dense(&job.schedule, &args->kv, args->kv.k.shape[0], args->q.shape[0],
-                            n_kv_heads);
+                            n_kv_heads, 128);
     job.schedule.cu_seqlens_q = args->cu_seqlens_q;
     job.schedule.listed_row = token_bits_row(args->kv.k.shape[0]);
     return job;

@@ -1,7 +1,7 @@
-/* msa_block_mass, (M19): a CTA owns a (query, group), a warp one block after the other; a lane
- * computes the probability of a key under every head of the group, the mean is summed over the
+/* msa_block_mass, (M19), plainly: a CTA owns a (query, group), a warp one block after the other; a
+ * lane computes the probability of a key under every head of the group, the mean is summed over the
  * block's keys. */
-#include "backend/cuda/cuda_device.h"
+#include "backend/cuda/block_mass.h"
 #include "backend/cuda/kv_view.cuh"
 
 enum { WARPS = 8 };
@@ -46,18 +46,50 @@ static __global__ void __launch_bounds__(WARPS * 32)
     }
 }
 
+/* ---- on the tensor cores ----------------------------------------------------------------------
+ */
+
+static int is_fast(const msa_block_mass_args *args)
+{
+    int64_t dim = args->q.shape[2];
+    return args->q.dtype == MSA_DTYPE_BF16 && args->kv.k.dtype == MSA_DTYPE_BF16 &&
+           !args->kv.page_table && (dim == 64 || dim == 128) && args->block_size <= 128 &&
+           args->block_size >= 16 && cuda_is_wide(&args->q) && cuda_is_wide(&args->kv.k);
+}
+
+static block_mass_job job_of(const msa_block_mass_args *args)
+{
+    block_mass_job job = {};
+    int64_t n_queries = args->q.shape[0], n_keys = args->kv.k.shape[0];
+    job.q = args->q;
+    job.k = args->kv.k;
+    job.lse = args->lse;
+    job.mass = args->mass;
+    job.scale = args->scale * args->kv.k_scale;
+    job.group = (int32_t)(args->q.shape[1] / args->mass.shape[1]);
+    gradient_schedule_dense(&job.schedule, &args->kv, n_keys, n_queries,
+                            (int32_t)args->mass.shape[1], args->block_size);
+    job.schedule.cu_seqlens_q = args->cu_seqlens_q;
+    return job;
+}
+
 size_t cuda_block_mass_workspace(const msa_context *ctx, const msa_block_mass_args *args)
 {
     (void)ctx;
-    (void)args;
-    return 0;
+    if (args->kv.page_table || args->q.shape[0] == 0) return 0;
+    block_mass_job job = job_of(args);
+    return gradient_schedule_place(&job.schedule, NULL);
 }
 
 msa_status cuda_block_mass(msa_context *ctx, const msa_block_mass_args *args, void *workspace)
 {
-    (void)workspace;
     if (args->q.shape[0] == 0) return MSA_OK;
     MSA_CUDA_TRY("block_mass", cudaSetDevice(cuda_state(ctx)->device));
+    if (is_fast(args)) {
+        block_mass_job job = job_of(args);
+        gradient_schedule_place(&job.schedule, workspace);
+        return block_mass_keys(ctx, &job);
+    }
     int64_t n_group = args->q.shape[1] / args->mass.shape[1];
     size_t bytes = (size_t)(n_group * args->q.shape[2]) * sizeof(float);
     dim3 grid((unsigned)args->q.shape[0], (unsigned)args->mass.shape[1]);

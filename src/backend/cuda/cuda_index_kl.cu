@@ -36,7 +36,7 @@ static index_kl_job job_of(const msa_index_kl_args *args)
                                  args->block_size);
     } else {
         gradient_schedule_dense(&job.schedule, &args->kv, n_keys, args->q.shape[0],
-                                (int32_t)n_groups);
+                                (int32_t)n_groups, 128);
     }
     job.schedule.cu_seqlens_q = args->cu_seqlens_q;
     return job;

@@ -64,12 +64,12 @@ void gradient_schedule_sparse(gradient_schedule *s, const msa_kv_view *kv, int64
 }
 
 void gradient_schedule_dense(gradient_schedule *s, const msa_kv_view *kv, int64_t n_keys,
-                             int64_t n_queries, int32_t n_groups)
+                             int64_t n_queries, int32_t n_groups, int32_t tile_keys)
 {
     *s = gradient_schedule();
     set_batch(s, kv);
     s->n_groups = n_groups;
-    s->block_size = s->tile_keys = 128;
+    s->block_size = s->tile_keys = tile_keys;
     s->n_blocks = (int32_t)(n_keys / s->block_size + kv->n_seqs);
     s->chunk = n_queries > 4 * CHUNK ? (int32_t)((n_queries + 3) / 4) : CHUNK;
     s->max_items = s->n_blocks * (int32_t)(1 + (n_queries - 1) / s->chunk);

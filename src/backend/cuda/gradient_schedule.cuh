@@ -63,6 +63,16 @@ __device__ __forceinline__ schedule_unit schedule_unit_at(const gradient_schedul
     return u;
 }
 
+/* Parts of a block of a row's sequence that hold keys; the others are nobody's unit. */
+__device__ __forceinline__ int schedule_parts(const gradient_schedule &s, int64_t token, int block)
+{
+    int parts = s.block_size / s.tile_keys;
+    if (parts == 1) return 1;
+    int seq = schedule_find(s.cu_seqlens_q, s.n_seqs, (int)token);
+    int left = schedule_length(s, seq) - block * s.block_size;
+    return min(parts, (left + s.tile_keys - 1) / s.tile_keys);
+}
+
 /* Row of q of entry i of a list. */
 __device__ __forceinline__ int schedule_query(const gradient_schedule &s, int group, int i)
 {

@@ -35,9 +35,9 @@ static inline int32_t schedule_units(const gradient_schedule *s)
 void gradient_schedule_sparse(gradient_schedule *s, const msa_kv_view *kv, int64_t n_keys,
                               const msa_tensor *blocks, const msa_reverse_index *index,
                               int32_t block_size);
-/* The same where every query sees every key before it, T queries. */
+/* The same where every query sees every key before it, T queries; units of tile_keys. */
 void gradient_schedule_dense(gradient_schedule *s, const msa_kv_view *kv, int64_t n_keys,
-                             int64_t n_queries, int32_t n_groups);
+                             int64_t n_queries, int32_t n_groups, int32_t tile_keys);
 
 /* Bytes of block_base and item_first; with memory: placed there. */
 size_t gradient_schedule_place(gradient_schedule *s, void *memory);

@@ -49,7 +49,7 @@ static __global__ void __launch_bounds__(THREADS)
         (const int32_t *)job.blocks.data + t * job.blocks.stride[0] + group * job.blocks.stride[1];
     float sum[1] = {0}, loss = 0;
     for (int k = 0; k < n_kept && blocks[k] >= 0; k++) {
-        for (int part = 0; part < parts; part++) {
+        for (int part = 0; part < schedule_parts(job.schedule, t, blocks[k]); part++) {
             int64_t slot = (row * n_kept + k) * parts + part;
             sum[0] += __bfloat162float(((const __nv_bfloat16 *)job.slots)[slot * dim + column]);
             loss += job.loss_slots[slot];

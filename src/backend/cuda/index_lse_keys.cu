@@ -111,7 +111,7 @@ static __global__ void __launch_bounds__(256)
         (const int32_t *)job.blocks.data + t * job.blocks.stride[0] + group * job.blocks.stride[1];
     float2 all = make_float2(-INFINITY, 0);
     for (int k = 0; k < n_kept && blocks[k] >= 0; k++) {
-        for (int part = 0; part < parts; part++) {
+        for (int part = 0; part < schedule_parts(job.schedule, t, blocks[k]); part++) {
             all = merged(all, job.lse_slots[(row * n_kept + k) * parts + part]);
         }
     }
