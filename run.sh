@@ -3,7 +3,7 @@
 #
 # Builds the program and reads a long text (FILE, or what this project and this machine have to read) with
 # sparse attention, then with dense attention, and puts the two beside each other.
-# With a trained model in models/ a fact is hidden in 132K tokens of the text, another one each time, and
+# With a trained model in models/ a fact is hidden in 32K tokens of the text, another one each time, and
 # the model is asked for it. Without one a random model reads: the numbers are real, its text is noise.
 set -eu
 cd "$(dirname "$0")"
@@ -25,11 +25,11 @@ gather() {
 find_needle() {
     "$msa" inspect "$1"
     echo
-    gather 1000000
+    gather 200000
     echo
     echo "== reading it with sparse, then with dense attention (Ctrl-C ends the second one early)"
     trap : INT
-    "$msa" needle "$1" --file "$text" --length 132K --seed "$(date +%s)" --compare || [ $? = 130 ]
+    "$msa" needle "$1" --file "$text" --length 32K --seed "$(date +%s)" --compare || [ $? = 130 ]
     trap - INT
 }
 
