@@ -85,9 +85,8 @@ static msa_status run(msa_context *ctx, attend_gradient *job, void *workspace)
     return has_dq && !job->blocks.data ? attend_queries(ctx, job) : MSA_OK;
 }
 
-/* ---- sparse --------------------------------------------------------------------------------- */
-
-static attend_gradient sparse_job(const msa_attend_backward_args *args)
+/* What the arguments of all three have. */
+template <typename Args> static attend_gradient operands_of(const Args *args)
 {
     attend_gradient job = {};
     job.q = args->q;
@@ -99,8 +98,28 @@ static attend_gradient sparse_job(const msa_attend_backward_args *args)
     job.dq = args->dq;
     job.dk = args->dk;
     job.dv = args->dv;
-    job.blocks = args->blocks;
     job.scale = args->scale;
+    return job;
+}
+
+/* The same where queries see keys, not blocks. */
+template <typename Args> static attend_gradient keys_job(const Args *args)
+{
+    attend_gradient job = operands_of(args);
+    int32_t n_kv_heads = (int32_t)args->kv.k.shape[1];
+    job.group = (int32_t)args->q.shape[1] / n_kv_heads;
+    gradient_schedule_dense(&job.schedule, &args->kv, args->kv.k.shape[0], args->q.shape[0],
+                            n_kv_heads, 128);
+    job.schedule.cu_seqlens_q = args->cu_seqlens_q;
+    return job;
+}
+
+/* ---- sparse --------------------------------------------------------------------------------- */
+
+static attend_gradient sparse_job(const msa_attend_backward_args *args)
+{
+    attend_gradient job = operands_of(args);
+    job.blocks = args->blocks;
     job.accumulate = args->accumulate;
     job.group = (int32_t)(args->q.shape[1] / args->blocks.shape[1]);
     gradient_schedule_sparse(&job.schedule, &args->kv, args->kv.k.shape[0], &args->blocks,
@@ -128,22 +147,7 @@ msa_status cuda_attend_backward(msa_context *ctx, const msa_attend_backward_args
 
 static attend_gradient dense_job(const msa_dense_attend_backward_args *args)
 {
-    attend_gradient job = {};
-    job.q = args->q;
-    job.k = args->kv.k;
-    job.v = args->kv.v;
-    job.out = args->out;
-    job.lse = args->lse;
-    job.d_out = args->d_out;
-    job.dq = args->dq;
-    job.dk = args->dk;
-    job.dv = args->dv;
-    job.scale = args->scale;
-    int32_t n_kv_heads = (int32_t)args->kv.k.shape[1];
-    job.group = (int32_t)args->q.shape[1] / n_kv_heads;
-    gradient_schedule_dense(&job.schedule, &args->kv, args->kv.k.shape[0], args->q.shape[0],
-                            n_kv_heads, 128);
-    job.schedule.cu_seqlens_q = args->cu_seqlens_q;
+    attend_gradient job = keys_job(args);
     job.schedule.window = args->window;
     job.schedule.n_sink_tokens = args->n_sink_tokens;
     return job;
@@ -194,22 +198,7 @@ msa_status cuda_dense_attend_backward(msa_context *ctx, const msa_dense_attend_b
 
 static attend_gradient token_job(const msa_token_attend_backward_args *args)
 {
-    attend_gradient job = {};
-    job.q = args->q;
-    job.k = args->kv.k;
-    job.v = args->kv.v;
-    job.out = args->out;
-    job.lse = args->lse;
-    job.d_out = args->d_out;
-    job.dq = args->dq;
-    job.dk = args->dk;
-    job.dv = args->dv;
-    job.scale = args->scale;
-    int32_t n_kv_heads = (int32_t)args->kv.k.shape[1];
-    job.group = (int32_t)args->q.shape[1] / n_kv_heads;
-    gradient_schedule_dense(&job.schedule, &args->kv, args->kv.k.shape[0], args->q.shape[0],
-                            n_kv_heads, 128);
-    job.schedule.cu_seqlens_q = args->cu_seqlens_q;
+    attend_gradient job = keys_job(args);
     job.schedule.listed_row = token_bits_row(args->kv.k.shape[0]);
     return job;
 }
