@@ -9,7 +9,7 @@ archive=$2
 directory=$(mktemp -d)
 trap 'rm -rf "$directory"' EXIT
 packed=$directory/msa-gpu-tests
-mkdir -p "$packed/src" "$packed/lib" "$packed/scripts" "$packed/tests/golden/data"
+mkdir -p "$packed/src" "$packed/lib" "$packed/scripts" "$packed/tests/golden/data" "$packed/tests/fuzz/corpora"
 cp "$build/src/libmsa_cuda.so.0" "$build/src/libmsa.so.0" "$packed/src/"
 cp "$build/tests/gpu-programs.txt" "$packed/tests/"
 while read -r program; do
@@ -23,6 +23,7 @@ cp -r "$here/../tests/golden/data/model" "$packed/tests/golden/data/"
 for golden in "$here"/../../shared/golden/model/*; do # the large ones, where they are
     [ -d "$golden" ] && cp -rn "$golden" "$packed/tests/golden/data/model/"
 done
+cp -r "$here/../tests/fuzz/corpora/session" "$packed/tests/fuzz/corpora/"
 cp "$here/test_gpu.sh" "$here/sanitize_gpu.sh" "$here/gpu_common.sh" "$here/check_ptxas.py" \
     "$packed/scripts/"
 (cd "$build" && find src/backend/cuda -name '*.o.log' -exec cp --parents {} "$packed" \;)

@@ -13,15 +13,6 @@ msa_context *reference_context(void)
     return ctx;
 }
 
-msa_status skip_unless_trained(msa_status status)
-{
-    if (status == MSA_EUNSUPPORTED && test_backend()) {
-        printf("skipped: %s\n", msa_last_error());
-        exit(77);
-    }
-    return status;
-}
-
 static int64_t extent(const msa_tensor *t, int32_t dim)
 {
     return dim < t->n_dims ? t->shape[dim] : 1;

@@ -11,9 +11,6 @@
 /* The reference backend, whatever backend is tested; it lasts until fixture_teardown. */
 msa_context *reference_context(void);
 
-/* Ends the program as skipped where the test backend does not have the operator. */
-msa_status skip_unless_trained(msa_status status);
-
 /* A tensor of f32 with the shape and values of another; the same without padding. */
 msa_tensor tensor_as_f32(const msa_tensor *t);
 

@@ -6,7 +6,7 @@
 static msa_status run(msa_context *ctx, const msa_embed_backward_args *args)
 {
     msa_plan plan = {.struct_size = sizeof(plan)};
-    msa_status status = skip_unless_trained(msa_embed_backward_plan(ctx, args, &plan));
+    msa_status status = msa_embed_backward_plan(ctx, args, &plan);
     if (status != MSA_OK) return status;
     void *workspace = fixture_workspace(plan.workspace_bytes);
     return call_embed_backward(ctx, &plan, args, workspace, plan.workspace_bytes);
