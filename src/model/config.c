@@ -10,8 +10,9 @@
  * released layout has no sparse_attention_freq[].
  *
  * A text-only folder has the keys of text_config at the top. What the released layout spells out
- * and the other leaves to its model class (norm and router kinds) is required here and fixed there.
- * Every value that we do not implement is refused by name: a key that is ignored is a wrong answer.
+ * and the other leaves to its model class (norm and router kinds) is required in the one; in the
+ * other it is M3's unless the key is there. Every value that we do not implement is refused by
+ * name: a key that is ignored is a wrong answer.
  */
 #include "model/config.h"
 
@@ -31,6 +32,13 @@ static msa_status need_bool(const msa__json *object, const char *key, int32_t *o
     const msa__json *value;
     MSA_TRY(msa__json_need(object, key, &value));
     return msa__json_bool(value, out);
+}
+
+/* What M3 has and the transformers layout may leave out. */
+static msa_status read_trait(const msa__json *text, const char *key, int32_t flattened,
+                             int32_t *out)
+{
+    return flattened ? optional_bool(text, key, 1, out) : need_bool(text, key, out);
 }
 
 /* ---- values with one meaning we implement -------------------------------------------------- */
@@ -165,10 +173,8 @@ static msa_status read_norms(msa__config *config, const msa__json *text, int32_t
     double eps;
     MSA_TRY(need_positive(text, "rms_norm_eps", &eps));
     config->rms_norm_eps = (float)eps;
-    config->norm_one_plus = config->qk_norm = 1;
-    if (flattened) return MSA_OK;
-    MSA_TRY(need_bool(text, "use_gemma_norm", &config->norm_one_plus));
-    return need_bool(text, "use_qk_norm", &config->qk_norm);
+    MSA_TRY(read_trait(text, "use_gemma_norm", flattened, &config->norm_one_plus));
+    return read_trait(text, "use_qk_norm", flattened, &config->qk_norm);
 }
 
 /* rotary_dim as a number or as a part of head_dim; both must agree. The transformers layout has
@@ -380,12 +386,14 @@ static msa_status read_moe(msa__config *config, const msa__json *text, int32_t f
     TRY_INT(text, "intermediate_size", 1, MAX_WIDTH, &config->expert_width);
     MSA_TRY(need_positive(text, "routed_scaling_factor", &scaling));
     config->routed_scaling = (float)scaling;
-    config->n_shared_experts = config->router_bias = 1;
+    config->n_shared_experts = 1;
+    MSA_TRY(read_trait(text, "use_routing_bias", flattened, &config->router_bias));
+    if (!flattened || msa__json_get(text, "n_shared_experts")) {
+        TRY_INT(text, "n_shared_experts", 0, 4096, &config->n_shared_experts);
+    }
     if (!flattened) {
         const msa__json *scoring;
         MSA_TRY(msa__json_need(text, "scoring_func", &scoring)); /* value: check_fixed_values */
-        MSA_TRY(need_bool(text, "use_routing_bias", &config->router_bias));
-        TRY_INT(text, "n_shared_experts", 0, 4096, &config->n_shared_experts);
     }
     if (config->n_shared_experts > 1) {
         return msa__json_fail(msa__json_get(text, "n_shared_experts"), MSA_EUNSUPPORTED,

@@ -2,8 +2,7 @@
 #include "train/flops.h"
 
 /* Matrix products by parameter: forward 2 per weight and token, both gradients 4, the weight's
- * alone
- * 2. The index branch gives its input no gradient. */
+ * alone 2. The index branch gives its input no gradient. */
 static double matrix_flops(const msa__parameters *p, const msa__walk_mode *mode)
 {
     const msa__config *c = p->config;
@@ -51,6 +50,8 @@ static double earlier_blocks(int64_t length, int64_t block_size)
     return n_full * (n_full - 1) / 2 * (double)block_size + n_full * rest;
 }
 
+/* Forward (M24), and twice that for the gradients. Scores that a backward pass or the index loss
+ * makes again are not counted, as in the usual figure of MFU. */
 static double attention_flops(const msa__config *c, const msa__walk_mode *mode, int32_t layer,
                               int64_t length)
 {
@@ -69,11 +70,10 @@ static double attention_flops(const msa__config *c, const msa__walk_mode *mode, 
     if (moba) topk = c->moba_topk, block_size *= c->moba_pages;
     double index_q = (double)(dsa ? c->dsa_heads : c->n_kv_heads) * c->index_dim;
     double pairs = visible_pairs(length, window, topk, block_size);
-    double sum = (mode->freeze_backbone ? 4 : 14) * q * pairs;
+    double sum = (mode->freeze_backbone ? 4 : 12) * q * pairs;
     if (moba) return sum + 2 * q * earlier_blocks(length, block_size);
     if (!index) return sum;
-    if (sparse) sum += 2 * index_q * visible_pairs(length, 0, 0, c->block_size);
-    return sum + 2 * (q + 3 * index_q) * pairs;
+    return sum + index_q * (2 * visible_pairs(length, 0, 0, c->block_size) + 4 * pairs);
 }
 
 double msa__flops(const msa__parameters *parameters, const msa__walk_mode *mode,

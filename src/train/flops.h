@@ -1,5 +1,6 @@
-/* Exact operations of a training step, (M24): what MFU divides by. Work done twice for
- * recomputation does not count. */
+/* Operations of a training step, what MFU divides by: each product of the model once forward and
+ * twice for its gradients, causal halves and selections exactly, (M24). What is done a second time,
+ * for recomputation or inside a backward pass, does not count. */
 #ifndef MSA_TRAIN_FLOPS_H
 #define MSA_TRAIN_FLOPS_H
 

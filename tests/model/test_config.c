@@ -201,6 +201,17 @@ static void has_plain_norms(const msa__config *c)
     assert_int_equal(c->qk_norm, 1);
 }
 
+static void has_no_router_bias(const msa__config *c)
+{
+    assert_int_equal(c->router_bias, 0);
+}
+
+static void has_no_qk_norm(const msa__config *c)
+{
+    assert_int_equal(c->norm_one_plus, 1);
+    assert_int_equal(c->qk_norm, 0);
+}
+
 static void has_two_eos(const msa__config *c)
 {
     assert_int_equal(c->n_eos, 2);
@@ -230,6 +241,14 @@ static void test_values_are_taken_over(void **state)
                    has_no_shared_expert);
     expect_changed(released, "\"use_gemma_norm\": true", "\"use_gemma_norm\": false",
                    has_plain_norms);
+    expect_changed(flattened, "\"rms_norm_eps\"", "\"use_gemma_norm\": false, \"rms_norm_eps\"",
+                   has_plain_norms);
+    expect_changed(flattened, "\"rms_norm_eps\"", "\"use_qk_norm\": false, \"rms_norm_eps\"",
+                   has_no_qk_norm);
+    expect_changed(flattened, "\"rms_norm_eps\"", "\"n_shared_experts\": 0, \"rms_norm_eps\"",
+                   has_no_shared_expert);
+    expect_changed(flattened, "\"rms_norm_eps\"", "\"use_routing_bias\": false, \"rms_norm_eps\"",
+                   has_no_router_bias);
     expect_changed(flattened, "\"eos_token_id\": 200020", "\"eos_token_id\": [5, 7]", has_two_eos);
     expect_changed(released, "\"tie_word_embeddings\": false", "\"tie_word_embeddings\": true",
                    is_tied);

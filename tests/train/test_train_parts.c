@@ -181,13 +181,12 @@ static void check_flops(const char *config, msa__phase phase, double matrices)
             continue;
         }
         double pairs = count_pairs(c, layer, phase == MSA__PHASE_SPARSE);
-        expected += 14 * q * pairs;
+        expected += 12 * q * pairs;
         if (is_moba(c, layer)) expected += 2 * q * count_gates(c);
         if (!msa__attention_has_index(c->layers[layer].attention)) continue;
         if (phase == MSA__PHASE_DENSE) continue;
         double index_q = (is_dsa(c, layer) ? c->dsa_heads : c->n_kv_heads) * c->index_dim;
-        expected += 2 * (q + 3 * index_q) * pairs;
-        if (phase == MSA__PHASE_SPARSE) expected += 2 * index_q * count_pairs(c, layer, 0);
+        expected += 4 * index_q * pairs + 2 * index_q * count_pairs(c, layer, 0);
     }
     expect_near(msa__flops(&t.parameters, &mode, tiny_batch()), expected, 1e-6 * expected);
     tiny_destroy(&t);
