@@ -79,6 +79,11 @@ const msa_allocator *msa__context_allocator(const msa_context *ctx)
     return &ctx->allocator;
 }
 
+msa__pool *msa__context_pool(const msa_context *ctx)
+{
+    return ctx->pool;
+}
+
 int32_t msa_context_threads(const msa_context *ctx)
 {
     return msa__pool_threads(ctx->pool);

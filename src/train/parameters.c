@@ -10,7 +10,8 @@
 #include <string.h>
 
 #define ALIGNMENT 64        /* elements */
-#define ZEROS     (1 << 18) /* elements zeroed at a time */
+#define ZEROS     (1 << 18) /* elements of the first zeros */
+#define ROUNDED   (1 << 16) /* elements rounded at a time */
 
 /* ---- the list ----------------------------------------------------------------------------- */
 
@@ -170,11 +171,14 @@ static msa_status allocate(const msa__parameters *p, const char *what, int64_t n
     return status;
 }
 
+/* From the piece of zeros, then what is done is copied behind itself: few copies, however long. */
 static msa_status zero(const msa__parameters *p, float *array, int64_t n)
 {
-    for (int64_t at = 0; at < n; at += ZEROS) {
-        int64_t piece = n - at < ZEROS ? n - at : ZEROS;
-        MSA_TRY(msa_memory_copy(p->ctx, array + at, p->zeros, (size_t)piece * sizeof(float)));
+    const float *from = p->zeros;
+    for (int64_t done = 0, piece = ZEROS; done < n; done += piece, from = array) {
+        piece = done > ZEROS ? done : ZEROS;
+        if (piece > n - done) piece = n - done;
+        MSA_TRY(msa_memory_copy(p->ctx, array + done, from, (size_t)piece * sizeof(float)));
     }
     return MSA_OK;
 }
@@ -193,6 +197,8 @@ static msa_status create(msa__parameters *p)
     MSA_TRY(make_list(p));
     MSA_TRY(create_layers(p->config, &p->weights));
     MSA_TRY(create_layers(p->config, &p->gradient));
+    p->rounded = malloc(ROUNDED * sizeof(*p->rounded));
+    if (!p->rounded) return MSA_FAIL(MSA_ENOMEM, "train: no memory for rounded values");
     MSA_TRY(allocate(p, "zeros", ZEROS, sizeof(float), &p->zeros));
     MSA_TRY(msa_memory_upload(p->ctx, p->zeros, zeros, sizeof(zeros)));
     MSA_TRY(allocate(p, "parameters", p->n, sizeof(float), &p->masters));
@@ -246,6 +252,7 @@ void msa__parameters_free(msa__parameters *p)
     free_layers(&p->weights);
     free_layers(&p->gradient);
     free(p->list);
+    free(p->rounded);
     memset(p, 0, sizeof(*p));
 }
 
@@ -265,15 +272,15 @@ static float *master_of(const msa__parameters *p, const msa__parameter *one)
 msa_status msa__parameters_put(msa__parameters *p, const msa__parameter *one, int64_t first,
                                int64_t n, const float *values)
 {
-    uint16_t rounded[1024];
     MSA_TRY(
         msa_memory_upload(p->ctx, master_of(p, one) + first, values, (size_t)n * sizeof(float)));
     if (one->group == MSA__GROUP_ROUTER_BIAS || p->dtype == MSA_DTYPE_F32) return MSA_OK;
     uint16_t *copies = (uint16_t *)p->copies + one->offset + first;
-    for (int64_t at = 0; at < n; at += 1024) {
-        int64_t piece = n - at < 1024 ? n - at : 1024;
-        for (int64_t i = 0; i < piece; i++) rounded[i] = f32_to_bf16(values[at + i]);
-        MSA_TRY(msa_memory_upload(p->ctx, copies + at, rounded, (size_t)piece * sizeof(*rounded)));
+    for (int64_t at = 0; at < n; at += ROUNDED) {
+        int64_t piece = n - at < ROUNDED ? n - at : ROUNDED;
+        for (int64_t i = 0; i < piece; i++) p->rounded[i] = f32_to_bf16(values[at + i]);
+        MSA_TRY(msa_memory_upload(p->ctx, copies + at, p->rounded,
+                                  (size_t)piece * sizeof(*p->rounded)));
     }
     return MSA_OK;
 }

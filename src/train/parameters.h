@@ -47,6 +47,8 @@ typedef struct msa__parameters {
     float *router_bias;                 /* [n_router_bias] */
     float *zeros;                       /* a piece of zeros */
 
+    uint16_t *rounded; /* host memory: values on their way to the copies */
+
     msa__weights weights;  /* the copies, as in inference; routers are read from the masters */
     msa__weights gradient; /* the gradients in the same roles */
     msa_mlp_gradients **expert_gradients; /* [n_layers][n_experts]; NULL: no experts there */

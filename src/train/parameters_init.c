@@ -4,13 +4,15 @@
 #include "base/error.h"
 #include "base/numeric.h"
 #include "base/rng.h"
+#include "base/threads.h"
 
 #include <math.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define PIECE ((int64_t)1 << 14) /* elements made at a time */
+#define PIECE ((int64_t)1 << 14) /* elements made by one thread */
+#define BATCH (64 * PIECE)       /* elements made at a time */
 
 /* ---- random ------------------------------------------------------------------------------- */
 
@@ -42,39 +44,58 @@ static int32_t writes_residual(const msa__tensor_spec *spec)
            spec->slot == offsetof(msa__layer_weights, shared.down);
 }
 
-static msa_status randomize_one(msa__parameters *p, const msa__parameter *one, uint64_t seed,
-                                float spread, float *piece)
+/* Elements first .. first+n-1 of a tensor. */
+typedef struct batch {
+    uint64_t seed, stream;
+    int64_t first, n;
+    double scale;
+    float *values; /* [n] */
+} batch;
+
+static void draw_piece(void *arg, int64_t item, int32_t thread)
 {
-    const msa__tensor_spec *spec = &one->spec;
-    uint64_t stream = name_stream(spec->name);
-    float constant = spec->kind == MSA__KIND_NORM && !p->config->norm_one_plus ? 1.0f : 0.0f;
-    int32_t is_constant = spec->columns == 0;
-    double scale = spread;
-    if (writes_residual(spec)) scale /= sqrt(2.0 * p->config->n_layers);
-    for (int64_t at = 0; at < one->n; at += PIECE) {
-        int64_t n = one->n - at < PIECE ? one->n - at : PIECE;
-        for (int64_t i = 0; i < n; i += 2) {
-            uint32_t words[4];
-            msa__philox(seed, (uint64_t)(at + i) / 2, stream, words);
-            for (int64_t k = 0; k < 2 && i + k < n; k++) {
-                double x = scale * draw(words[2 * k], words[2 * k + 1]);
-                piece[i + k] = is_constant ? constant : (float)x;
-            }
+    const batch *b = arg;
+    int64_t begin = item * PIECE, end = begin + PIECE < b->n ? begin + PIECE : b->n;
+    (void)thread;
+    for (int64_t i = begin; i < end; i += 2) {
+        uint32_t words[4];
+        msa__philox(b->seed, (uint64_t)(b->first + i) / 2, b->stream, words);
+        for (int64_t k = 0; k < 2 && i + k < end; k++) {
+            b->values[i + k] = (float)(b->scale * draw(words[2 * k], words[2 * k + 1]));
         }
-        MSA_TRY(msa__parameters_put(p, one, at, n, piece));
+    }
+}
+
+/* Norms and biases. */
+static msa_status put_constant(msa__parameters *p, const msa__parameter *one, float *values)
+{
+    int32_t is_norm = one->spec.kind == MSA__KIND_NORM && !p->config->norm_one_plus;
+    for (int64_t i = 0; i < one->n; i++) values[i] = is_norm ? 1.0f : 0.0f;
+    return msa__parameters_put(p, one, 0, one->n, values);
+}
+
+static msa_status randomize_one(msa__parameters *p, const msa__parameter *one, batch b)
+{
+    if (one->spec.columns == 0) return put_constant(p, one, b.values);
+    b.stream = name_stream(one->spec.name);
+    if (writes_residual(&one->spec)) b.scale /= sqrt(2.0 * p->config->n_layers);
+    for (b.first = 0; b.first < one->n; b.first += BATCH) {
+        b.n = one->n - b.first < BATCH ? one->n - b.first : BATCH;
+        msa__parallel_for(msa__context_pool(p->ctx), (b.n + PIECE - 1) / PIECE, draw_piece, &b);
+        MSA_TRY(msa__parameters_put(p, one, b.first, b.n, b.values));
     }
     return MSA_OK;
 }
 
 msa_status msa__parameters_randomize(msa__parameters *p, uint64_t seed, float spread)
 {
-    float *piece = malloc((size_t)PIECE * sizeof(*piece));
-    if (!piece) return MSA_FAIL(MSA_ENOMEM, "train: no memory for a piece of a tensor");
+    batch b = {.seed = seed, .scale = spread, .values = malloc((size_t)BATCH * sizeof(float))};
+    if (!b.values) return MSA_FAIL(MSA_ENOMEM, "train: no memory for a batch of random numbers");
     msa_status status = MSA_OK;
     for (int32_t i = 0; i < p->n_list && status == MSA_OK; i++) {
-        status = randomize_one(p, &p->list[i], seed, spread, piece);
+        status = randomize_one(p, &p->list[i], b);
     }
-    free(piece);
+    free(b.values);
     return status;
 }
 
