@@ -20,6 +20,7 @@
 
 extern const cli_command cli_cmd_bench_attention;
 extern const cli_command cli_cmd_bench_model;
+extern const cli_command cli_cmd_bench_training;
 extern const cli_command cli_cmd_chat;
 extern const cli_command cli_cmd_convert;
 extern const cli_command cli_cmd_doctor;
@@ -53,6 +54,7 @@ const cli_command *const cli_commands[] = {
     &cli_cmd_render,
     &cli_cmd_bench_attention,
     &cli_cmd_bench_model,
+    &cli_cmd_bench_training,
     &cli_cmd_doctor,
     NULL,
 };

@@ -5,7 +5,8 @@
 #     tar xf OUT.tar.xz && cd msa-study
 #     python3 scripts/study.py prepare ../books.tar.xz
 #     python3 scripts/study.py run main --eval --gpus 2 --tokens 60M
-# and docs/results/study is what to bring back.
+#     python3 scripts/training_speed.py --commit COMMIT
+# and docs/results is what to bring back.
 set -eu
 here=$(cd "$(dirname "$0")/.." && pwd)
 build=$(cd "$1" && pwd)
@@ -13,10 +14,12 @@ archive=$2
 directory=$(mktemp -d)
 trap 'rm -rf "$directory"' EXIT
 packed=$directory/msa-study
-mkdir -p "$packed/lib" "$packed/build/release/cli" "$packed/scripts" "$packed/docs"
+mkdir -p "$packed/lib" "$packed/build/release/cli" "$packed/scripts" "$packed/docs" \
+    "$packed/models/msa-36m"
 cp -r "$here/recipes" "$packed/"
-cp "$here"/scripts/study*.py "$packed/scripts/"
-cp "$here/docs/quality.md" "$here/docs/claims.md" "$packed/docs/"
+cp "$here"/scripts/study*.py "$here/scripts/training_speed.py" "$packed/scripts/"
+cp "$here/docs/quality.md" "$here/docs/claims.md" "$here/docs/training.md" "$packed/docs/"
+cp "$here"/models/msa-36m/*.json "$packed/models/msa-36m/"
 cp "$build/cli/msa" "$build/src/libmsa.so.0" "$build/src/libmsa_cuda.so.0" "$build/src/engine/libmsa_engine.so.0" \
     "$packed/lib/"
 # what the program needs beside the C library
