@@ -79,10 +79,10 @@ def test_a_row_is_accepted(msa, work, row):
 def test_shares_become_steps():
     config, convert = study_recipes.make_config("msa-converted", 3, 40e6)
     full, _ = study_recipes.make_config("full", 3, 40e6)
-    assert [stage["steps"] for stage in full["stages"]] == [427, 244, 104, 24]  # of 32K, 64K, 64K, 128K tokens
-    assert full["checkpoint"]["every"] == 427 + 244
-    assert convert["source"] == "runs/full-s3/step-000671"
-    assert [stage["steps"] for stage in config["stages"]] == [31, 79, 21]
+    assert [stage["steps"] for stage in full["stages"]] == [427, 189, 134, 37]  # of 32K, 64K, 64K, 128K tokens
+    assert full["checkpoint"]["every"] == 427 + 189
+    assert convert["source"] == "runs/full-s3/step-000616"
+    assert [stage["steps"] for stage in config["stages"]] == [31, 110, 34]
     assert full["data"] == config["data"] and full["seed"] == 3
 
 
@@ -100,7 +100,7 @@ def test_from_books_to_tables(work, tmp_path):
         assert f"| `{row}` | " in text
     assert "<!-- claim 13 -->loss at 32K `full` " in (tmp_path / "claims.md").read_text()
     result = study_recipes.read_json(work / "results/msa-converted-s1.json")
-    assert result["tokens"] == 2560
+    assert result["tokens"] == 3584
     assert {one["task"] for one in result["eval"]} == {"passkey", "perplexity", "recall"}
 
     again = study(work, "run", "full")
@@ -110,10 +110,10 @@ def test_from_books_to_tables(work, tmp_path):
 def test_a_run_is_cut_off_and_goes_on(work):
     done = study(work, "run", "swa", "--minutes", 0.01)
     assert done.returncode == 130 and "trained" not in done.stdout, done.stdout
-    assert not (work / "runs/swa-s1/step-000020").exists()
+    assert not (work / "runs/swa-s1/step-000019").exists()
     done = study(work, "run", "swa")
     assert done.returncode == 0 and "swa-s1: trained" in done.stdout, done.stdout
-    assert (work / "runs/swa-s1/step-000020/config.json").exists()
+    assert (work / "runs/swa-s1/step-000019/config.json").exists()
 
 
 def test_what_cannot_start_says_so(work):
