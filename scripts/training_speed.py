@@ -28,6 +28,10 @@ COLUMNS = ["commit", "machine", "model", "what", "tokens", "runs", "ms", "ms_p10
 PEAK_TFLOPS = 990  # dense bf16 of an H100 or H200
 
 
+class Failed(Exception):
+    """What the program said."""
+
+
 def quantile(values, fraction):
     return sorted(values)[round(fraction * (len(values) - 1))]
 
@@ -78,14 +82,14 @@ def run_steps(options, work, config):
     with subprocess.Popen(command, cwd=work, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as child:
         while len(read_steps(work / "run/log.jsonl").get(last["name"], [])) < wanted:
             if child.poll() is not None:
-                sys.exit(f"training_speed.py: msa train failed: {child.stderr.read().strip()}")
+                raise Failed(child.stderr.read().strip())
             time.sleep(0.02)
         child.kill()
     last["steps"] = wanted
     return read_steps(work / "run/log.jsonl")
 
 
-def step_rows(options, name, config, steps):
+def step_rows(name, config, steps):
     """A row a stage; its first step, which also makes buffers, is left out."""
     for stage in config["stages"]:
         lines = steps[stage["name"]][1 : stage["steps"]]
@@ -107,7 +111,10 @@ def layer_rows(options, name, config, context, work):
              model["num_key_value_heads"], "--dim", model["head_dim"], "--block", model["index_block_size"], "--topk",
              model["index_topk_blocks"], "--reps", 3, "--device", options.device]
     words = [str(word) for word in words]
-    subprocess.run([options.msa, *words, "--out", "layer.csv"], cwd=work, check=True, stdout=subprocess.DEVNULL)
+    done = subprocess.run([options.msa, *words, "--out", "layer.csv"], cwd=work, check=False, text=True,
+                          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    if done.returncode:
+        raise Failed(done.stderr.strip())
     with open(work / "layer.csv", encoding="utf-8", newline="") as file:
         for one in csv.DictReader(file):
             yield {
@@ -117,28 +124,39 @@ def layer_rows(options, name, config, context, work):
             }
 
 
+def measure_model(options, path, work):
+    """All rows of a recipe."""
+    recipe = study_recipes.read_json(path)
+    config = make_config(recipe)
+    rows = list(step_rows(path.stem, config, run_steps(options, work, config)))
+    return rows + list(layer_rows(options, path.stem, config, recipe["layer_context"], work))
+
+
 def measure(options):
+    """Write the rows; how many models failed."""
     commit = options.commit or subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], check=True,
                                               capture_output=True, text=True).stdout.strip()
     about = {"commit": commit, "machine": study_run.device_name(options.device)}
-    rows = []
+    rows, n_failed = [], 0
     with tempfile.TemporaryDirectory() as folder:
         work = pathlib.Path(folder)
         shutil.copytree(options.tokenizer, work / "tokenizer", ignore=shutil.ignore_patterns("*.safetensors"))
         write_text(work / "text", options.words)
         for path in sorted(pathlib.Path(options.recipes).glob("*.json")):
-            recipe = study_recipes.read_json(path)
-            config = make_config(recipe)
-            steps = run_steps(options, work, config)
-            rows += step_rows(options, path.stem, config, steps)
-            rows += layer_rows(options, path.stem, config, recipe["layer_context"], work)
-            print(path.stem, "measured", flush=True)
+            begin = time.monotonic()
+            try:
+                rows += measure_model(options, path, work)
+                print(f"{path.stem}: measured in {time.monotonic() - begin:.0f} s", flush=True)
+            except Failed as problem:
+                print(f"{path.stem}: {problem}", flush=True)
+                n_failed += 1
     target = pathlib.Path(options.csv)
     target.parent.mkdir(parents=True, exist_ok=True)
     with open(target, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows({**about, **row} for row in rows)
+    return n_failed
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------
@@ -165,6 +183,8 @@ def layer_table(rows):
 def write_tables(options):
     with open(options.csv, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
+    if not rows:
+        sys.exit(f"training_speed.py: no rows in {options.csv}")
     parts = [f"{rows[0]['machine']}, commit {rows[0]['commit']}."]
     for name in dict.fromkeys(row["model"] for row in rows):
         recipe = study_recipes.read_json(pathlib.Path(options.recipes) / f"{name}.json")
@@ -191,10 +211,9 @@ def main(arguments):
     add("--commit", help="of the program, for the rows; that of this folder unless given")
     options = parser.parse_args(arguments)
     options.msa = str(pathlib.Path(options.msa).resolve())
-    if not options.tables:
-        measure(options)
+    n_failed = 0 if options.tables else measure(options)
     write_tables(options)
-    return 0
+    return 1 if n_failed else 0
 
 
 if __name__ == "__main__":
