@@ -4,8 +4,8 @@
 
 #include "msa/model.h"
 
-/* Bytes of one token: K and V of every layer, an index key of every MSA layer, with index8 also its
- * eight-bit copy. */
+/* Bytes of one token: K and V of every layer that keeps them, its index key of MSA and DSA layers,
+ * with index8 also the eight-bit copy, and its share of the mean keys of MoBA layers. */
 int64_t cli_token_bytes(const msa_model_info *info, msa_dtype kv, msa_dtype index_key,
                         int32_t index8);
 

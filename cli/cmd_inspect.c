@@ -81,27 +81,42 @@ static void print_shape(const msa_model_info *info)
     }
 }
 
+/* An attention by its name in layer_types, in words. */
+static const char *attention_in_words(const char *name)
+{
+    static const char *const words[][2] = {{"full_attention", "full attention"},
+                                           {"minimax_m3_sparse", "MSA"},
+                                           {"sliding_attention", "sliding window"},
+                                           {"window_control", "window control"},
+                                           {"moba", "MoBA"},
+                                           {"moba_group", "MoBA, a choice per group"},
+                                           {"lightning", "Lightning"},
+                                           {"dsa", "DSA"}};
+    for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++) {
+        if (strcmp(words[i][0], name) == 0) return words[i][1];
+    }
+    return name;
+}
+
 /* Runs of equal layers, as in "0-2: full attention, dense MLP". */
 static msa_status print_layers(const msa_model *model, const msa_model_info *info)
 {
     char text[256];
-    int32_t first = 0, sparse = 0, moe = 0;
-    for (int32_t i = 0; i <= info->n_layers; i++) {
-        int32_t s = -1, m = -1;
+    const char *attention = "", *a = "";
+    int32_t first = 0, moe = 0, m = 0, sparse;
+    for (int32_t i = 0; i <= info->n_layers; i++, attention = a, moe = m) {
         if (i < info->n_layers) {
-            msa_status status = msa_model_layer_kind(model, i, &s, &m);
+            msa_status status = msa_model_layer_attention(model, i, &a);
+            if (status == MSA_OK) status = msa_model_layer_kind(model, i, &sparse, &m);
             if (status != MSA_OK) return status;
         }
-        if (i > 0 && (s != sparse || m != moe)) {
-            int n = first == i - 1 ? snprintf(text, sizeof(text), "%d", (int)first)
-                                   : snprintf(text, sizeof(text), "%d-%d", (int)first, (int)i - 1);
-            snprintf(text + n, sizeof(text) - (size_t)n, ": %s, %s",
-                     sparse ? "MSA" : "full attention", moe ? "mixture of experts" : "dense MLP");
-            line(first == 0 ? "layers" : "", text);
-            first = i;
-        }
-        sparse = s;
-        moe = m;
+        if (i == 0 || (i < info->n_layers && strcmp(a, attention) == 0 && m == moe)) continue;
+        int n = first == i - 1 ? snprintf(text, sizeof(text), "%d", (int)first)
+                               : snprintf(text, sizeof(text), "%d-%d", (int)first, (int)i - 1);
+        snprintf(text + n, sizeof(text) - (size_t)n, ": %s, %s", attention_in_words(attention),
+                 moe ? "mixture of experts" : "dense MLP");
+        line(first == 0 ? "layers" : "", text);
+        first = i;
     }
     return MSA_OK;
 }
@@ -128,7 +143,8 @@ static void print_memory(const msa_model_info *info, const memory *m)
     for (int32_t i = 0; i < N_CACHE_KINDS; i++) {
         int64_t bytes;
         const char *name = cache_kind(info, i, &bytes);
-        int64_t fit = cli_tokens_that_fit(bytes, m->available > 0 ? m->available / 10 * 9 : 0);
+        int64_t room = m->available / 10 * 9 - info->state_bytes;
+        int64_t fit = cli_tokens_that_fit(bytes, room > 0 ? room : 0);
         const char *most = "";
         if (fit >= info->max_positions) {
             fit = info->max_positions;
@@ -139,6 +155,10 @@ static void print_memory(const msa_model_info *info, const memory *m)
                   cli_grouped(fit, b), most);
     }
     cli_print("\n");
+    if (info->state_bytes > 0) {
+        cli_print("%-16s %s a session, whatever its length\n", "states",
+                  cli_bytes((double)info->state_bytes, a));
+    }
     line("longest context", cli_grouped(info->max_positions, a));
     if (m->on_device && m->available < 0) {
         cli_print("%-16s the weights need %s more than the GPU has free\n", "memory",
@@ -162,7 +182,7 @@ static void print_json(const msa_model_info *info, const memory *m)
               " \"experts\": %d, \"experts_per_token\": %d, \"max_positions\": %lld,\n"
               " \"parameters\": %lld, \"active_parameters\": %lld, \"weight_bytes\": %lld,\n"
               " \"active_weight_bytes\": %lld, \"quantization\": \"%s\",\n"
-              " \"memory_available\": %lld, \"cache_bytes_per_token\": {",
+              " \"memory_available\": %lld, \"state_bytes\": %lld, \"cache_bytes_per_token\": {",
               info->architecture, (int)info->n_layers, (int)info->n_sparse_layers,
               (int)info->n_moe_layers, (int)info->hidden_size, (int)info->vocab_size,
               (int)info->n_q_heads, (int)info->n_kv_heads, (int)info->head_dim,
@@ -170,7 +190,7 @@ static void print_json(const msa_model_info *info, const memory *m)
               (int)info->n_experts, (int)info->n_experts_per_token, (long long)info->max_positions,
               (long long)info->n_parameters, (long long)info->n_active_parameters,
               (long long)info->weight_bytes, (long long)info->active_weight_bytes,
-              info->quantization, (long long)m->available);
+              info->quantization, (long long)m->available, (long long)info->state_bytes);
     for (int32_t i = 0; i < N_CACHE_KINDS; i++) {
         int64_t bytes;
         const char *name = cache_kind(info, i, &bytes);

@@ -83,6 +83,11 @@ typedef struct msa_model_info {
     int64_t weight_bytes;
     int64_t active_weight_bytes; /* read per decoded token, head included */
     char quantization[16];       /* "", "mxfp8" */
+    int32_t n_kv_layers;         /* with keys and values in the cache: all but Lightning */
+    int32_t n_index_layers;      /* with index keys there: MSA and DSA */
+    int32_t n_mean_layers;       /* with mean keys of blocks there, f32: MoBA */
+    int32_t reserved;
+    int64_t state_bytes; /* of a session, whatever its length: Lightning */
 } msa_model_info;
 MSA_ARGS_INIT(msa_model_info)
 
@@ -110,6 +115,10 @@ MSA_API MSA_CHECK_RESULT msa_status msa_model_info_from_config(const char *dir,
 /* Kind of layer i: *sparse_attention (MSA) and *moe, 0 or 1. */
 MSA_API MSA_CHECK_RESULT msa_status msa_model_layer_kind(const msa_model *model, int32_t layer,
                                                          int32_t *sparse_attention, int32_t *moe);
+
+/* The attention of layer i by its name in layer_types, "full_attention" or "minimax_m3_sparse"; static. */
+MSA_API MSA_CHECK_RESULT msa_status msa_model_layer_attention(const msa_model *model, int32_t layer,
+                                                              const char **name);
 
 /* Sampling defaults and stop tokens: generation_config.json, then config.json. */
 typedef struct msa_generation_config {

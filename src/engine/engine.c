@@ -52,20 +52,20 @@ static msa_status complete_args(const msa_context *ctx, msa_engine_args *args,
 /* A device's memory does not grow: refuse a cache that cannot fit, and say what would. */
 static msa_status check_device_memory(const msa_engine *engine, const msa_cache_args *args)
 {
-    int64_t free_bytes, total_bytes, n_index = 0;
+    int64_t free_bytes, total_bytes, n_index = 0, n_kv = 0;
     if (!msa_context_uses_device_memory(engine->ctx)) return MSA_OK;
     MSA_TRY(msa_memory_info(engine->ctx, &free_bytes, &total_bytes));
-    for (int32_t i = 0; i < args->n_layers && args->index_dim > 0; i++) {
-        n_index += args->layer_has_index[i];
+    for (int32_t i = 0; i < args->n_layers; i++) {
+        n_kv += args->layer_has_kv[i];
+        n_index += args->index_dim > 0 && args->layer_has_index[i];
     }
     int64_t row = (int64_t)args->n_kv_heads * args->head_dim;
     int64_t index_row = args->index_dim * (int64_t)msa_dtype_bytes(args->k_index_dtype);
     if (args->index8) index_row += args->index_dim + 1; /* its share of a page's bounds */
     int64_t token_bytes =
-        args->n_layers * row *
-            (int64_t)(msa_dtype_bytes(args->k_dtype) + msa_dtype_bytes(args->v_dtype)) +
+        n_kv * row * (int64_t)(msa_dtype_bytes(args->k_dtype) + msa_dtype_bytes(args->v_dtype)) +
         n_index * index_row;
-    if (args->max_tokens <= free_bytes / token_bytes) return MSA_OK;
+    if (token_bytes == 0 || args->max_tokens <= free_bytes / token_bytes) return MSA_OK;
     return MSA_FAIL(MSA_EDEVMEM,
                     "engine: max_tokens = %lld, its cache takes %lld bytes a token and the device "
                     "has %lld bytes free of %lld: at most %lld tokens fit; fewer tokens or fp8 "

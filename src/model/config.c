@@ -588,6 +588,12 @@ int32_t msa__config_count_index(const msa__config *config)
            msa__config_count_attention(config, MSA__ATTENTION_DSA);
 }
 
+int64_t msa__config_state_floats(const msa__config *config)
+{
+    return (int64_t)msa__config_count_attention(config, MSA__ATTENTION_LIGHTNING) *
+           config->n_q_heads * config->head_dim * config->head_dim;
+}
+
 void msa__config_free(msa__config *config)
 {
     for (int32_t i = 0; i < config->n_ignored; i++) free(config->ignored_layers[i]);

@@ -105,6 +105,9 @@ static inline int32_t msa__config_n_local(const msa__config *config)
 int32_t msa__config_count_index(const msa__config *config);
 int32_t msa__config_count_attention(const msa__config *config, msa__attention_kind kind);
 
+/* Floats of the states of one sequence, in all Lightning layers. */
+int64_t msa__config_state_floats(const msa__config *config);
+
 /* 1: quantisation leaves the module alone: its name contains an ignored one, at dots. */
 int32_t msa__config_ignores(const msa__config *config, const char *module);
 

@@ -24,6 +24,13 @@ static const kind_name kind_names[] = {
 
 #define N_KINDS (sizeof(kind_names) / sizeof(kind_names[0]))
 
+const char *msa__attention_name(msa__attention_kind kind)
+{
+    size_t i = 0;
+    while (kind_names[i].kind != kind) i++;
+    return kind_names[i].name;
+}
+
 static msa_status read_kind(const msa__json *item, uint8_t *kind)
 {
     for (size_t i = 0; i < N_KINDS; i++) {

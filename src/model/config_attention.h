@@ -10,4 +10,7 @@
 MSA_CHECK_RESULT msa_status msa__config_read_layer_types(msa__config *config,
                                                          const msa__json *text);
 
+/* The name of a kind in that list. */
+const char *msa__attention_name(msa__attention_kind kind);
+
 #endif

@@ -250,13 +250,6 @@ static void lay_out_host_tables(msa__forward *f, msa__arena *arena)
         msa__arena_take(arena, f->args.max_seqs, (size_t)f->args.max_pages * sizeof(int32_t));
 }
 
-/* Of one sequence, in all Lightning layers. */
-static int64_t state_floats(const msa__config *c)
-{
-    return (int64_t)msa__config_count_attention(c, MSA__ATTENTION_LIGHTNING) * c->n_q_heads *
-           c->head_dim * c->head_dim;
-}
-
 static void lay_out_host(msa__forward *f, const msa__config *c, msa__arena *arena)
 {
     f->views = msa__arena_take(arena, c->n_layers, sizeof(*f->views));
@@ -270,7 +263,7 @@ static void lay_out_host(msa__forward *f, const msa__config *c, msa__arena *aren
     if (row < blocks_row) row = blocks_row;
     size_t tapped = (size_t)f->args.max_tokens * row;
     size_t page_bytes = (size_t)(page * width) * sizeof(float);
-    size_t state_bytes = (size_t)state_floats(c) * sizeof(float), most = tapped;
+    size_t state_bytes = (size_t)msa__config_state_floats(c) * sizeof(float), most = tapped;
     if (most < page_bytes) most = page_bytes;
     if (most < state_bytes) most = state_bytes;
     f->host_copy = msa__arena_take(arena, 1, most);
@@ -324,8 +317,8 @@ static void lay_out_buffers(msa__forward *f, const msa__config *c, msa__arena *a
         f->lightning_out = msa__arena_take(arena, n, (size_t)q_width * sizeof(float));
         f->slopes = msa__arena_take(arena, n_lightning, (size_t)c->n_q_heads * sizeof(float));
         f->states = msa_tensor_make(
-            msa__arena_take(arena, n_slots, (size_t)state_floats(c) * sizeof(float)), MSA_DTYPE_F32,
-            4, n_slots, n_lightning * c->n_q_heads, c->head_dim, c->head_dim);
+            msa__arena_take(arena, n_slots, (size_t)msa__config_state_floats(c) * sizeof(float)),
+            MSA_DTYPE_F32, 4, n_slots, n_lightning * c->n_q_heads, c->head_dim, c->head_dim);
     }
     f->workspace = msa__arena_take(arena, 1, f->workspace_bytes);
 }

@@ -2,6 +2,7 @@
 #include "base/alloc.h"
 #include "base/error.h"
 #include "model/checkpoint.h"
+#include "model/config_attention.h"
 #include "model/files.h"
 #include "model/json.h"
 #include "model/layout.h"
@@ -180,6 +181,12 @@ static void describe(const msa__config *c, const msa__counts *counts, msa_model_
     info->weight_bytes = counts->weight_bytes;
     info->active_weight_bytes = counts->active_weight_bytes;
     if (c->mxfp8) strcpy(info->quantization, "mxfp8");
+    info->n_kv_layers = c->n_layers - msa__config_count_attention(c, MSA__ATTENTION_LIGHTNING);
+    info->n_index_layers = msa__config_count_index(c);
+    info->n_mean_layers = msa__config_count_attention(c, MSA__ATTENTION_MOBA) +
+                          msa__config_count_attention(c, MSA__ATTENTION_MOBA_GROUP);
+    /* the newest and the one before it */
+    info->state_bytes = 2 * msa__config_state_floats(c) * (int64_t)sizeof(float);
 }
 
 msa_status msa_model_get_info(const msa_model *model, msa_model_info *info)
@@ -204,13 +211,24 @@ msa_status msa_model_info_from_config(const char *dir, msa_model_info *info)
     return give_struct("model_info_from_config", info, &ours, sizeof(ours));
 }
 
+static msa_status check_layer(const char *function, const msa_model *model, int32_t layer)
+{
+    if (layer >= 0 && layer < model->config.n_layers) return MSA_OK;
+    return MSA_FAIL(MSA_EINVAL, "%s: layer = %d, must be in 0..%d", function, layer,
+                    model->config.n_layers - 1);
+}
+
+msa_status msa_model_layer_attention(const msa_model *model, int32_t layer, const char **name)
+{
+    MSA_TRY(check_layer("model_layer_attention", model, layer));
+    *name = msa__attention_name(model->config.layers[layer].attention);
+    return MSA_OK;
+}
+
 msa_status msa_model_layer_kind(const msa_model *model, int32_t layer, int32_t *sparse_attention,
                                 int32_t *moe)
 {
-    if (layer < 0 || layer >= model->config.n_layers) {
-        return MSA_FAIL(MSA_EINVAL, "model_layer_kind: layer = %d, must be in 0..%d", layer,
-                        model->config.n_layers - 1);
-    }
+    MSA_TRY(check_layer("model_layer_kind", model, layer));
     *sparse_attention = model->config.layers[layer].attention == MSA__ATTENTION_MSA;
     *moe = model->config.layers[layer].moe;
     return MSA_OK;

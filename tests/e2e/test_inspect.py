@@ -27,6 +27,23 @@ def test_inspect_json_agrees_with_the_config(msa, model):
     assert data["cache_bytes_per_token"]["fp8"] == heads + index
 
 
+def test_inspect_counts_what_every_kind_of_layer_keeps(msa, tmp_path):
+    kinds = ["full_attention", "dsa", "dsa", "lightning", "lightning", "lightning", "moba", "sliding_attention"]
+    config = {"architectures": ["MiniMaxM3SparseForCausalLM"], "hidden_size": 64, "num_hidden_layers": 8,
+              "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 64,
+              "max_position_embeddings": 4096, "rms_norm_eps": 1e-06, "rope_theta": 10000, "rotary_dim": 8,
+              "partial_rotary_factor": 0.5, "hidden_act": "swigluoai", "swiglu_alpha": 1.702, "swiglu_limit": 7.0,
+              "dense_intermediate_size": 64, "mlp_layer_types": ["dense"] * 8, "layer_types": kinds,
+              "index_block_size": 16, "dsa_index_heads": 3, "dsa_index_dim": 32, "dsa_topk": 12,
+              "moba_block_size": 16, "moba_topk": 2, "sliding_window": 24, "tie_word_embeddings": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    data = json.loads(msa("inspect", tmp_path, "--json").stdout)
+    row, means = 2 * 16, 2 * 16 * 4 // 16
+    assert data["cache_bytes_per_token"]["bf16"] == 5 * 2 * row * 2 + 2 * 32 * 2 + means
+    assert data["state_bytes"] == 2 * 3 * 4 * 16 * 16 * 4  # two of every head, f32
+    assert b"states           24.0 KiB a session" in msa("inspect", tmp_path).stdout
+
+
 def test_inspect_works_on_a_config_alone(msa, model, tmp_path):
     shutil.copy(model / "config.json", tmp_path)
     result = msa("inspect", tmp_path)
