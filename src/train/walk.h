@@ -71,6 +71,7 @@ typedef struct msa__layer_state {
     float *lse;            /* [Hq]; of MoBA [G] of [T, Hkv], one after the other */
     int32_t *blocks;       /* [Hkv, K]; of MoBA [Hq, K] */
     float *expert_weights; /* [topk] */
+    void *mlp_gate, *mlp_up; /* [I] A of a dense MLP; on the way down their gradients in the end */
 } msa__layer_state;
 
 /* A micro-batch, host arrays. */
@@ -102,7 +103,8 @@ struct msa__walk {
     void *d_attended;             /* [T, Hq, D] A */
     float *q_f32, *k_f32, *v_f32; /* projections up, their gradients down */
     float *index_q_f32, *index_k_f32, *index_weights_f32;
-    float *d_expert_weights; /* [T, topk] */
+    float *d_expert_weights;         /* [T, topk] */
+    void *mlp_hidden, *d_mlp_hidden; /* [T, I] A; models with dense MLPs */
     int32_t *reverse_offsets, *reverse_queries;
     float *block_means;            /* [blocks, Hkv, D]; models with MoBA layers */
     int64_t head_rows;             /* rows of logits at a time */
@@ -235,6 +237,11 @@ msa_status msa__walk_select_tokens(msa__walk *w, const msa__layer_state *s);
 msa_status msa__walk_attend_tokens(msa__walk *w, const msa__layer_state *s, void *out, float *lse);
 msa_status msa__walk_attend_tokens_back(msa__walk *w, int32_t layer);
 msa_status msa__walk_token_index(msa__walk *w, int32_t layer, int32_t with_gradients, float *d_x);
+
+/* A dense MLP of x [T, H] A, added to out; and from d_out to dx [T, H], which is set. */
+msa_status msa__walk_mlp(msa__walk *w, int32_t layer, msa_tensor x, msa_tensor out);
+msa_status msa__walk_mlp_back(msa__walk *w, int32_t layer, msa_tensor x, msa_tensor d_out,
+                              msa_tensor dx);
 
 /* KL of one layer and the gradients of its index branch. */
 msa_status msa__walk_index(msa__walk *w, int32_t layer, const msa_reverse_index *reverse,

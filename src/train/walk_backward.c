@@ -80,38 +80,45 @@ static msa_status router_back(msa__walk *w, int32_t layer)
     return MSA_OK;
 }
 
+static msa_status experts_back(msa__walk *w, int32_t layer, msa_tensor x, msa_tensor d_out,
+                               msa_tensor dx)
+{
+    const msa__config *c = w->args.config;
+    const msa__layer_weights *weights = &w->args.weights->layers[layer];
+    msa_mlp_gradients d_shared =
+        msa__mlp_gradients(&w->args.gradients->gradient.layers[layer].shared);
+    msa_moe_backward_args args;
+    msa_moe_backward_args_init(&args);
+    args.x = x;
+    args.ids = w->expert_ids[layer];
+    args.weights = w->layers[layer].expert_weights;
+    args.experts = weights->experts;
+    args.n_experts = c->n_experts;
+    args.topk = c->n_experts_per_token;
+    args.activation = c->activation;
+    args.d_out = d_out;
+    args.dx = dx;
+    args.d_weights = w->d_expert_weights;
+    args.d_experts = w->args.gradients->expert_gradients[layer];
+    if (weights->shared.down.w.data) {
+        args.shared = &weights->shared;
+        args.d_shared = &d_shared;
+    }
+    MSA__WALK_OP(w, msa_moe_backward, &args);
+    return router_back(w, layer);
+}
+
 static msa_status ffn_back(msa__walk *w, int32_t layer)
 {
     const msa__config *c = w->args.config;
     const msa__layer_state *s = &w->layers[layer];
     const msa__layer_weights *weights = &w->args.weights->layers[layer];
     const msa__layer_weights *gradient = &w->args.gradients->gradient.layers[layer];
+    msa_tensor x = msa__walk_rows(w, s->ffn_normed, w->args.dtype, c->hidden_size);
     msa_tensor d_residual = msa__walk_rows(w, w->d_residual, MSA_DTYPE_F32, c->hidden_size);
     msa_tensor d_normed = msa__walk_rows(w, w->d_normed, MSA_DTYPE_F32, c->hidden_size);
-    msa_mlp_gradients d_shared;
-    msa_moe_backward_args args;
-    msa_moe_backward_args_init(&args);
-    args.x = msa__walk_rows(w, s->ffn_normed, w->args.dtype, c->hidden_size);
-    args.activation = c->activation;
-    args.d_out = d_residual;
-    args.dx = d_normed;
-    if (c->layers[layer].moe) {
-        args.ids = w->expert_ids[layer];
-        args.weights = s->expert_weights;
-        args.experts = weights->experts;
-        args.n_experts = c->n_experts;
-        args.topk = c->n_experts_per_token;
-        args.d_weights = w->d_expert_weights;
-        args.d_experts = w->args.gradients->expert_gradients[layer];
-        args.shared = weights->shared.down.w.data ? &weights->shared : NULL;
-        d_shared = msa__mlp_gradients(&gradient->shared);
-    } else {
-        args.shared = &weights->mlp;
-        d_shared = msa__mlp_gradients(&gradient->mlp);
-    }
-    if (args.shared) args.d_shared = &d_shared;
-    MSA__WALK_OP(w, msa_moe_backward, &args);
-    if (c->layers[layer].moe) MSA_TRY(router_back(w, layer));
+    MSA_TRY(c->layers[layer].moe ? experts_back(w, layer, x, d_residual, d_normed)
+                                 : msa__walk_mlp_back(w, layer, x, d_residual, d_normed));
     return msa__walk_norm_back(w, msa__walk_rows(w, s->residual_mid, MSA_DTYPE_F32, c->hidden_size),
                                &weights->post_attention_norm, d_normed,
                                gradient->post_attention_norm, d_residual, 1);

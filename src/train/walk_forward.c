@@ -1,5 +1,5 @@
-/* The way up: the operators of a layer as src/model/forward_layers.c runs them, over packed keys.
- */
+/* The way up: the operators of a layer as src/model/forward_layers.c runs them, over packed keys; a
+ * dense MLP in pieces (walk_mlp.c). */
 #include "train/walk.h"
 
 #include "base/error.h"
@@ -119,6 +119,27 @@ static msa_status route(const msa__walk *w, int32_t layer, msa_tensor x)
     return MSA_OK;
 }
 
+static msa_status add_experts(msa__walk *w, int32_t layer, msa_tensor x, msa_tensor out)
+{
+    const msa__config *c = w->args.config;
+    const msa__layer_weights *weights = &w->args.weights->layers[layer];
+    MSA_TRY(route(w, layer, x));
+    msa_moe_args args;
+    msa_moe_args_init(&args);
+    args.x = x;
+    args.ids = w->expert_ids[layer];
+    args.weights = w->layers[layer].expert_weights;
+    args.experts = weights->experts;
+    args.n_experts = c->n_experts;
+    args.topk = c->n_experts_per_token;
+    args.shared = weights->shared.down.w.data ? &weights->shared : NULL;
+    args.activation = c->activation;
+    args.accumulate = 1;
+    args.out = out;
+    MSA__WALK_OP(w, msa_moe, &args);
+    return MSA_OK;
+}
+
 static msa_status ffn_block(msa__walk *w, int32_t layer)
 {
     const msa__config *c = w->args.config;
@@ -126,27 +147,10 @@ static msa_status ffn_block(msa__walk *w, int32_t layer)
     const msa__layer_state *s = &w->layers[layer];
     msa_tensor mid = msa__walk_rows(w, s->residual_mid, MSA_DTYPE_F32, c->hidden_size);
     msa_tensor x = msa__walk_rows(w, s->ffn_normed, w->args.dtype, c->hidden_size);
+    msa_tensor out = msa__walk_rows(w, w->residual[layer + 1], MSA_DTYPE_F32, c->hidden_size);
     MSA_TRY(msa__walk_norm(w, mid, &weights->post_attention_norm, x));
-    msa_moe_args args;
-    msa_moe_args_init(&args);
-    args.x = x;
-    args.activation = c->activation;
-    args.accumulate = 1;
-    args.out = msa__walk_rows(w, w->residual[layer + 1], MSA_DTYPE_F32, c->hidden_size);
-    if (c->layers[layer].moe) {
-        MSA_TRY(route(w, layer, x));
-        args.ids = w->expert_ids[layer];
-        args.weights = s->expert_weights;
-        args.experts = weights->experts;
-        args.n_experts = c->n_experts;
-        args.topk = c->n_experts_per_token;
-        args.shared = weights->shared.down.w.data ? &weights->shared : NULL;
-    } else {
-        args.shared = &weights->mlp;
-    }
     MSA_TRY(msa__walk_copy(w, w->residual[layer + 1], s->residual_mid));
-    MSA__WALK_OP(w, msa_moe, &args);
-    return MSA_OK;
+    return c->layers[layer].moe ? add_experts(w, layer, x, out) : msa__walk_mlp(w, layer, x, out);
 }
 
 msa_status msa__walk_layer(msa__walk *w, int32_t layer)

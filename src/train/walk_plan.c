@@ -36,7 +36,7 @@ static void lay_out_step(msa__walk *w, msa__arena *arena)
 /* What a state has beyond the plain one. */
 typedef struct state_parts {
     int64_t n_ids; /* block ids of a token */
-    int32_t keys, msa, dsa, moba, lightning, moe;
+    int32_t keys, msa, dsa, moba, lightning, moe, mlp;
 } state_parts;
 
 static state_parts parts_of_layer(const msa__config *c, int32_t layer)
@@ -48,7 +48,8 @@ static state_parts parts_of_layer(const msa__config *c, int32_t layer)
                          .dsa = kind == MSA__ATTENTION_DSA,
                          .moba = msa__attention_is_moba(kind),
                          .lightning = kind == MSA__ATTENTION_LIGHTNING,
-                         .moe = c->layers[layer].moe};
+                         .moe = c->layers[layer].moe,
+                         .mlp = !c->layers[layer].moe};
 }
 
 /* Of a state that serves every layer. */
@@ -64,6 +65,7 @@ static state_parts parts_of_all(const msa__config *c)
         all.moba |= one.moba;
         all.lightning |= one.lightning;
         all.moe |= one.moe;
+        all.mlp |= one.mlp;
     }
     return all;
 }
@@ -115,6 +117,10 @@ static void lay_out_state(const msa__walk *w, msa__layer_state *s, state_parts p
     if (parts.lightning) {
         s->mixed = msa__arena_take(arena, n, q * element);
         s->gate = msa__arena_take(arena, n, q * element);
+    }
+    if (parts.mlp) {
+        s->mlp_gate = msa__arena_take(arena, n, (size_t)c->dense_width * element);
+        s->mlp_up = msa__arena_take(arena, n, (size_t)c->dense_width * element);
     }
     if (parts.moe) {
         s->expert_weights =
@@ -179,10 +185,13 @@ static void lay_out_scratch(msa__walk *w, msa__arena *arena)
             msa__arena_take(arena, c->n_kv_heads * (n_blocks + 1), sizeof(int32_t));
         w->reverse_queries = msa__arena_take(arena, n, (size_t)parts.n_ids * sizeof(int32_t));
     }
+    size_t mlp_row = parts.mlp ? (size_t)c->dense_width * msa_dtype_bytes(w->args.dtype) : 0;
+    if (parts.mlp) w->mlp_hidden = msa__arena_take(arena, n, mlp_row);
     w->head_normed = msa__arena_take(arena, w->head_rows,
                                      (size_t)c->hidden_size * msa_dtype_bytes(w->args.dtype));
     w->logits = msa__arena_take(arena, w->head_rows, (size_t)c->vocab_size * sizeof(float));
     if (!w->args.gradients) return;
+    if (parts.mlp) w->d_mlp_hidden = msa__arena_take(arena, n, mlp_row);
     w->d_residual = msa__arena_take(arena, n, row);
     w->d_normed = msa__arena_take(arena, n, row);
     w->d_attended = msa__arena_take(arena, n, q * msa_dtype_bytes(w->args.dtype));

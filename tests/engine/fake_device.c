@@ -23,6 +23,7 @@
     X(rmsnorm, 0)                                                                                  \
     X(rope, 0)                                                                                     \
     X(linear, 1)                                                                                   \
+    X(swiglu, 0)                                                                                   \
     X(router, 0)                                                                                   \
     X(moe, 1)                                                                                      \
     X(layernorm, 0)                                                                                \
@@ -39,6 +40,7 @@
     X(embed_backward, 1)                                                                           \
     X(rmsnorm_backward, 1)                                                                         \
     X(linear_backward, 1)                                                                          \
+    X(swiglu_backward, 0)                                                                          \
     X(router_backward, 1)                                                                          \
     X(moe_backward, 1)                                                                             \
     X(cross_entropy, 0)                                                                            \
@@ -352,6 +354,11 @@ static void expect_layer_gradient(const call *c)
         EXPECT(linear_backward, d_out.data);
         EXPECT(linear_backward, d_weight.data);
         break;
+    case ID_swiglu_backward:
+        EXPECT(swiglu_backward, gate.data);
+        EXPECT(swiglu_backward, d_out.data);
+        EXPECT(swiglu_backward, d_up.data);
+        break;
     case ID_router_backward:
         EXPECT(router_backward, ids);
         EXPECT(router_backward, d_weights);
@@ -430,6 +437,11 @@ static void expect_device_arguments(const call *c)
         expect_device("x", c->args.linear.x.data);
         expect_device("weight", c->args.linear.weight.w.data);
         expect_device("out", c->args.linear.out.data);
+        break;
+    case ID_swiglu:
+        expect_device("gate", c->args.swiglu.gate.data);
+        expect_device("up", c->args.swiglu.up.data);
+        expect_device("out", c->args.swiglu.out.data);
         break;
     case ID_router:
         expect_device("x", c->args.router.x.data);
