@@ -30,8 +30,15 @@ export MSA_TEST_REDUCED=1
 n_jobs=$((($(nproc) + 1) / 2))
 for tool in ${tools:-memcheck racecheck initcheck}; do
     echo "== $tool"
-    [ "$tool" = initcheck ] && export MSA_TEST_RAW_WORKSPACE=1
-    run_all "$tool-" "$n_jobs" timeout "${SECONDS_EACH:-400}" compute-sanitizer --tool "$tool" \
+    except=
+    if [ "$tool" = initcheck ]; then
+        export MSA_TEST_RAW_WORKSPACE=1
+        # what it reads was written by the copy engine (cp.async.bulk), which the tool does not see; the
+        # plain tests, whose workspaces hold NaNs at first, show that all of it was
+        except="--kernel-name-exclude kernel_substring=attend_combine_kernel"
+    fi
+    # shellcheck disable=SC2086
+    run_all "$tool-" "$n_jobs" timeout "${SECONDS_EACH:-400}" compute-sanitizer --tool "$tool" $except \
         --error-exitcode 1
 done
 echo "$n_passed passed, $n_failed failed"
