@@ -11,8 +11,8 @@ typedef struct norm_case {
 } norm_case;
 
 static const norm_case cases[] = {
-    {1, 0, 1, 0, 0, 0},    {3, 0, 37, 5, 1, 1}, {17, 0, 512, 0, 0, 1},
-    {2, 0, 1100, 3, 1, 0}, {9, 5, 64, 2, 0, 0}, {600, 2, 33, 0, 1, 1},
+    {1, 0, 1, 0, 0, 0},  {3, 0, 37, 5, 1, 1},   {17, 0, 512, 0, 0, 1},  {2, 0, 1100, 3, 1, 0},
+    {9, 5, 64, 2, 0, 0}, {600, 2, 33, 0, 1, 1}, {35, 0, 4096, 0, 1, 1}, {33, 0, 3072, 8, 0, 0},
 };
 
 static msa_status run(msa_context *ctx, const msa_rmsnorm_backward_args *args)

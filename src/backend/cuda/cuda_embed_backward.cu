@@ -1,4 +1,5 @@
-/* msa_embed_backward (G2): tokens sorted by id, stable, then a CTA a row of the table.
+/* msa_embed_backward (G2): tokens sorted by id, stable, then a CTA a piece of a row of the table,
+ * which has several tokens of its id on their way at a time and adds them in order.
  *
  * The tokens are cut into chunks; a warp counts a chunk's ids in a row of its own, counts become
  * first places, and the same warp puts its tokens there, 32 at a time: of lanes with one id the
@@ -12,7 +13,7 @@ extern "C" {
 #include "base/arena.h"
 }
 
-enum { THREADS = 256, SCAN = 1024, MAX_CHUNKS = 512, MIN_CHUNK = 128 };
+enum { THREADS = 256, SCAN = 1024, MAX_CHUNKS = 512, MIN_CHUNK = 128, AHEAD = 8 };
 static const int64_t MAX_COUNTS = (int64_t)1 << 25;
 
 typedef struct embed_gradient {
@@ -75,18 +76,24 @@ static __global__ void __launch_bounds__(SCAN)
 static __global__ void __launch_bounds__(THREADS)
     table_kernel(const __grid_constant__ embed_gradient job)
 {
-    int64_t id = blockIdx.x;
+    int64_t id = blockIdx.x, i = (int64_t)blockIdx.y * THREADS + threadIdx.x;
     int begin = job.first[id], end = job.first[id + 1];
-    if (begin == end) return;
-    for (int64_t i = threadIdx.x; i < job.width; i += THREADS) {
-        float sum = job.d_table[id * job.row + i], x[1];
-        for (int p = begin; p < end; p++) {
+    if (begin == end || i >= job.width) return;
+    float sum = job.d_table[id * job.row + i];
+    for (int p = begin; p < end; p += AHEAD) {
+        float x[AHEAD][1];
+#pragma unroll
+        for (int j = 0; j < AHEAD; j++) {
+            if (p + j >= end) break;
             load_elements<1>(job.d_out.data, job.d_out.dtype,
-                             job.order[p] * job.d_out.stride[0] + i, x);
-            sum += x[0];
+                             job.order[p + j] * job.d_out.stride[0] + i, x[j]);
         }
-        job.d_table[id * job.row + i] = sum;
+#pragma unroll
+        for (int j = 0; j < AHEAD; j++) {
+            if (p + j < end) sum += x[j][0];
+        }
     }
+    job.d_table[id * job.row + i] = sum;
 }
 
 static size_t job_of(const msa_embed_backward_args *args, void *workspace, embed_gradient *job)
@@ -129,6 +136,7 @@ msa_status cuda_embed_backward(msa_context *ctx, const msa_embed_backward_args *
     place_kernel<0><<<(unsigned)job.n_chunks, 32, 0, stream>>>(job);
     first_kernel<<<1, SCAN, 0, stream>>>(job);
     place_kernel<1><<<(unsigned)job.n_chunks, 32, 0, stream>>>(job);
-    table_kernel<<<(unsigned)job.vocab, THREADS, 0, stream>>>(job);
+    unsigned pieces = (unsigned)((job.width + THREADS - 1) / THREADS);
+    table_kernel<<<dim3((unsigned)job.vocab, pieces), THREADS, 0, stream>>>(job);
     return cuda_launched("embed_backward");
 }

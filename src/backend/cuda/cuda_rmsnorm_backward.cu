@@ -4,9 +4,10 @@
  *     columns  sums of d_out xhat over chunks of rows, then over the chunks in order: d_weight
  *     dx       (g - xhat mean) / rms
  *
- * Rows of 64 to 2,048 elements take one pass for all three: some lanes of a warp hold a row in
- * registers, and their share of the columns' sums over a chunk. Other rows take a pass each; dx
- * comes last, since it may take the place of d_out.
+ * Rows of 64 to 8,192 elements, a power of two or three times one, take one pass for all three:
+ * some lanes of a warp, or up to eight warps, hold a row in registers, and their share of the
+ * columns' sums over a chunk. Other rows take a pass each; dx comes last, since it may take the
+ * place of d_out.
  */
 #include "backend/cuda/cuda_device.h"
 #include "backend/cuda/elements.cuh"
@@ -126,12 +127,33 @@ static __device__ __forceinline__ void add_groups(float (*shared)[8], const floa
     }
 }
 
+/* Sums over the lanes that hold a row, for all of them. */
+static __device__ __forceinline__ float2 sum_lanes(float2 sums, int lanes, float2 *of_warps)
+{
+    for (int i = 1; i < (lanes < 32 ? lanes : 32); i *= 2) {
+        sums.x += __shfl_xor_sync(~0u, sums.x, i);
+        sums.y += __shfl_xor_sync(~0u, sums.y, i);
+    }
+    if (lanes <= 32) return sums;
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = sums;
+    __syncthreads();
+    int first = threadIdx.x / lanes * lanes / 32;
+    sums = make_float2(0, 0);
+    for (int warp = first; warp < first + lanes / 32; warp++) {
+        sums.x += of_warps[warp].x;
+        sums.y += of_warps[warp].y;
+    }
+    return sums;
+}
+
 /* `lanes` lanes hold V elements each of a row, eight neighbours in every lanes * 8. */
 template <int V>
 static __global__ void __launch_bounds__(THREADS)
     rmsnorm_one_pass_kernel(const __grid_constant__ rmsnorm_gradient job, int lanes)
 {
     __shared__ float shared[THREADS][8];
+    __shared__ float2 of_warps[THREADS / 32];
     int lane = threadIdx.x % lanes * 8, per_step = THREADS / lanes;
     int64_t first = blockIdx.x * job.chunk;
     int64_t end = first + job.chunk < job.n_rows ? first + job.chunk : job.n_rows;
@@ -139,7 +161,8 @@ static __global__ void __launch_bounds__(THREADS)
     for (int64_t base = first; base < end; base += per_step) {
         int64_t row = base + threadIdx.x / lanes, t = row / job.n_heads, head = row % job.n_heads;
         bool is_there = row < end;
-        float x[V] = {}, d_out[V] = {}, squares = 0, products = 0;
+        float x[V] = {}, d_out[V] = {};
+        float2 sums = make_float2(0, 0); /* of x^2, of g x */
 #pragma unroll
         for (int v = 0; v < V; v += 8) {
             int64_t i = (int64_t)v * lanes + lane;
@@ -155,17 +178,13 @@ static __global__ void __launch_bounds__(THREADS)
             }
 #pragma unroll
             for (int j = 0; j < 8; j++) {
-                squares = fmaf(x[v + j], x[v + j], squares);
-                products =
-                    fmaf(d_out[v + j] * (job.one_plus ? 1 + w[j] : w[j]), x[v + j], products);
+                sums.x = fmaf(x[v + j], x[v + j], sums.x);
+                sums.y = fmaf(d_out[v + j] * (job.one_plus ? 1 + w[j] : w[j]), x[v + j], sums.y);
             }
         }
-        for (int i = 1; i < lanes; i *= 2) {
-            squares += __shfl_xor_sync(~0u, squares, i);
-            products += __shfl_xor_sync(~0u, products, i);
-        }
-        float inverse = 1 / sqrtf(squares / (float)job.n + job.eps);
-        float mean = products * inverse / (float)job.n;
+        sums = sum_lanes(sums, lanes, of_warps);
+        float inverse = 1 / sqrtf(sums.x / (float)job.n + job.eps);
+        float mean = sums.y * inverse / (float)job.n;
         int64_t out = t * job.dx.stride[0] + head * job.dx.stride[1] + lane;
 #pragma unroll
         for (int v = 0; v < V; v += 8) {
@@ -202,8 +221,13 @@ static int lanes_of(const msa_rmsnorm_backward_args *args)
     for (int i = 0; i < 4; i++) {
         if (tensors[i]->data && !cuda_is_wide(tensors[i])) return 0;
     }
-    if (n < 64 || n > 2048 || (n & (n - 1))) return 0;
-    return n < 256 ? (int)n / 8 : 32;
+    if (n >= 64 && n <= 2048 && (n & (n - 1)) == 0) return n < 256 ? (int)n / 8 : 32;
+    for (int lanes = 64; lanes <= THREADS; lanes *= 2) {
+        if (n == lanes * 24 || (lanes == THREADS && (n == lanes * 16 || n == lanes * 32))) {
+            return lanes;
+        }
+    }
+    return 0;
 }
 
 static void launch_one_pass(const rmsnorm_gradient *job, int lanes, cudaStream_t stream)
@@ -215,6 +239,9 @@ static void launch_one_pass(const rmsnorm_gradient *job, int lanes, cudaStream_t
         break;
     case 16:
         rmsnorm_one_pass_kernel<16><<<grid, THREADS, 0, stream>>>(*job, lanes);
+        break;
+    case 24:
+        rmsnorm_one_pass_kernel<24><<<grid, THREADS, 0, stream>>>(*job, lanes);
         break;
     case 32:
         rmsnorm_one_pass_kernel<32><<<grid, THREADS, 0, stream>>>(*job, lanes);
