@@ -70,6 +70,7 @@ def parse(arguments):
     add("--gpus", type=int, default=1, help="rows at a time, each on a GPU of its own")
     add("--minutes", type=float, default=0, help="stop after so many, saving; the same command goes on")
     add("--eval", action="store_true", help="run: ask each row as soon as it is trained")
+    add("--overlap", action="store_true", help="ask a row while the next one trains: sooner done, but times say less")
     add("--counts", type=float, default=1, help="times as many questions as recipes/study-eval.json says")
     add("--longest", type=tokens, default=1 << 30, help="leave longer questions out")
     add("--set", action="append", default=[], metavar="KEY=JSON", help="change every recipe: defaults.lr=5e-4")

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import queue
 import signal
 import subprocess
 import threading
@@ -15,9 +16,9 @@ class Stopped(Exception):
 
 
 class Runner:
-    """A queue of (row, seed), and a thread for each device that takes the next one it can start.
+    """A list of (row, seed), and a thread for each device that takes the next one it can start.
 
-    options: msa, work, results, tokens, device, gpus, minutes, counts, longest, set; train, ask: what to do
+    options: msa, work, results, tokens, device, gpus, minutes, counts, longest, overlap, set; train, ask: what to do
     """
 
     def __init__(self, options):
@@ -119,33 +120,48 @@ class Runner:
         convert = recipes.make_config(row, seed, self.options.tokens, self.options.set)[1]
         return convert is None or (self.work / convert["source"] / "config.json").exists()
 
-    def take(self, queue):
+    def take(self, waiting):
         """The next run that can start; None: wait for one that others are making."""
         with self.lock:
-            one = next((one for one in queue if self.is_ready(*one)), None)
+            one = next((one for one in waiting if self.is_ready(*one)), None)
             if one:
-                queue.remove(one)
+                waiting.remove(one)
                 self.n_busy += 1
-            elif queue and not self.n_busy and not self.stopped:
+            elif waiting and not self.n_busy and not self.stopped:
                 self.failed = self.stopped = True
-                self.say(f"{recipes.run_name(*queue[0])}: the run it is converted from is not there")
+                self.say(f"{recipes.run_name(*waiting[0])}: the run it is converted from is not there")
             return one
 
-    def work_on(self, queue, device):
-        while queue and not self.stopped:
-            one = self.take(queue)
+    def work_on(self, waiting, device):
+        trained = queue.SimpleQueue()
+        asker = threading.Thread(target=self.ask_all, args=(trained, device))
+        asker.start()
+        while waiting and not self.stopped:
+            one = self.take(waiting)
             if not one:
                 time.sleep(0.5)
                 continue
             try:
                 if self.options.train:
                     self.train(*one, device)
-                if self.options.ask:
+                if self.options.ask and self.options.overlap:
+                    trained.put(one)
+                elif self.options.ask:
                     self.ask(*one, device)
             except Stopped:
                 pass
             with self.lock:
                 self.n_busy -= 1
+        trained.put(None)
+        asker.join()
+
+    def ask_all(self, trained, device):
+        """Ask each run that arrives, beside the training of the next."""
+        try:
+            while one := trained.get():
+                self.ask(*one, device)
+        except Stopped:
+            pass
 
     def watch(self, names):
         """A line for each run that is being trained."""
@@ -161,10 +177,10 @@ class Runner:
     def run(self, rows, seeds):
         """0: everything is done; 1: something failed; 130: stopped, go on with the same command."""
         options = self.options
-        queue = [(row, seed) for seed in seeds for row in rows]
-        names = [recipes.run_name(*one) for one in queue]
+        waiting = [(row, seed) for seed in seeds for row in rows]
+        names = [recipes.run_name(*one) for one in waiting]
         devices = [f"cuda:{i}" for i in range(options.gpus)] if options.device == "cuda" else ["cpu"] * options.gpus
-        threads = [threading.Thread(target=self.work_on, args=(queue, device)) for device in devices]
+        threads = [threading.Thread(target=self.work_on, args=(waiting, device)) for device in devices]
         signal.signal(signal.SIGINT, self.stop)
         begin = told = time.monotonic()
         for thread in threads:

@@ -27,6 +27,12 @@ def spread(values, form):
     return mean if len(values) == 1 else f"{mean} ({form.format(min(values))}{DASH}{form.format(max(values))})"
 
 
+def least(values, form):
+    """A cost: of the fastest seed, since runs may share a machine."""
+    values = [value for value in values if value is not None]
+    return form.format(min(values)) if values else DASH
+
+
 def name_length(length):
     return f"{length // 1024}K"
 
@@ -72,10 +78,11 @@ def validation(result, stage):
 
 
 def table(results, rows, columns):
-    """A line a row; columns: (head, form, figure of a result)."""
-    lines = [" | ".join(["row", *[head for head, _, _ in columns]]), " | ".join(["---"] * (1 + len(columns)))]
+    """A line a row; columns: (head, form, figure of a result, how seeds become a cell: spread)."""
+    lines = [" | ".join(["row", *[head for head, *_ in columns]]), " | ".join(["---"] * (1 + len(columns)))]
     for row in rows:
-        cells = [spread([pick(one) for one in results[row]], form) for _, form, pick in columns]
+        cells = [(join[0] if join else spread)([pick(one) for one in results[row]], form)
+                 for _, form, pick, *join in columns]
         lines.append(" | ".join([f"`{row}`", *cells]))
     return "\n".join(f"| {line} |" for line in lines)
 
@@ -83,7 +90,7 @@ def table(results, rows, columns):
 def main_table(results, rows):
     columns = [("validation loss, 32K", "{:.3f}", lambda one: validation(one, "32K"))]
     columns += [(f"tasks, {name_length(n)}", "{:.1f}", lambda one, n=n: accuracy(one, n)) for n in lengths()]
-    columns += [("GPU seconds", "{:.0f}", lambda one: one["seconds"])]
+    columns += [("GPU seconds", "{:.0f}", lambda one: one["seconds"], least)]
     return table(results, rows, columns)
 
 
@@ -118,11 +125,13 @@ def recall_table(results, rows):
 
 
 def cost_table(results, rows):
-    columns = [("training, s", "{:.0f}", lambda one: one["seconds"]),
+    columns = [("training, s", "{:.0f}", lambda one: one["seconds"], least),
                ("PFLOP", "{:.2f}", lambda one: one["tflop"] / 1000)]
-    columns += [(f"reading {name_length(n)}, s", "{:.2f}", lambda one, n=n: each(one, n, "count", "read_seconds"))
+    columns += [(f"reading {name_length(n)}, s", "{:.2f}", lambda one, n=n: each(one, n, "count", "read_seconds"),
+                 least)
                 for n in lengths()]
-    columns += [(f"a token at {name_length(n)}, ms", "{:.2f}", lambda one, n=n: token_ms(one, n)) for n in lengths()]
+    columns += [(f"a token at {name_length(n)}, ms", "{:.2f}", lambda one, n=n: token_ms(one, n), least)
+                for n in lengths()]
     return table(results, rows, columns)
 
 
