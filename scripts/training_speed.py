@@ -205,7 +205,7 @@ def main(arguments):
     add("--device", default="cuda", choices=["cuda", "cpu"])
     add("--recipes", default=str(ROOT / "recipes/speed"), help="folder of what is measured")
     add("--tokenizer", default=str(ROOT / "models/msa-36m"), help="folder of a tokenizer")
-    add("--words", type=int, default=2000000, help="of the text; two tokens and a half a word")
+    add("--words", type=int, default=5000000, help="of the text; two tokens and a half a word")
     add("--csv", default=str(ROOT / "docs/results/training-speed.csv"), help="the rows")
     add("--page", default=str(ROOT / "docs/training.md"), help="where the tables go; empty: nowhere")
     add("--commit", help="of the program, for the rows; that of this folder unless given")

@@ -128,12 +128,13 @@ static void test_products_match_the_reference(void **state)
     }
 }
 
-/* More tokens than a product takes, more outputs than are packed at a time. */
+/* More tokens than a product takes, more outputs than are packed at a time; several wide tiles. */
 static void test_long_sums_match_the_reference(void **state)
 {
-    static const linear_case long_cases[] = {{1100, 20, 33, 0, 0}, {18, 24, 4200, 1, 1}};
+    static const linear_case long_cases[] = {
+        {1100, 20, 33, 0, 0}, {18, 24, 4200, 1, 1}, {300, 768, 200, 8, 1}, {1300, 256, 136, 0, 0}};
     for (int d = 0; d < 2; d++) {
-        for (int i = 0; i < 2; i++) {
+        for (int i = 0; i < 4; i++) {
             check_case(&long_cases[i], float_dtypes[d], float_dtypes[d], float_dtypes[d], 0);
         }
         fixture_teardown(state);

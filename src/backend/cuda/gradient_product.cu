@@ -2,15 +2,15 @@
  *
  * On the tensor cores a CTA of two warpgroups computes 128 rows x 128 or 256 columns of c, 64 of k
  * at a time. A tile lies in shared memory as wgmma reads it: an operand with k contiguous as rows
- * of 64 k, one with k across as atoms of 64 rows, each with its 64 k one behind the other. What is
- * not bf16, or not aligned for that, goes through plain f32 products.
+ * of 64 k, one with k across as atoms of 64 rows, each with its 64 k one behind the other. Products
+ * of one group with many columns go through the copy engine (gradient_ring.cu). What is not bf16,
+ * or not aligned for that, goes through plain f32 products.
  */
 #include "backend/cuda/gradient_product.h"
-#include "backend/cuda/elements.cuh"
-#include "backend/cuda/mma_tile.cuh"
+#include "backend/cuda/gradient_tile.cuh"
 #include "backend/cuda/moe_route.cuh"
 
-enum { TILE = PRODUCT_TILE, DEPTH = 64, THREADS = 256, PLAIN = 32, ATOM_BYTES = 64 * DEPTH * 2 };
+enum { TILE = PRODUCT_TILE, THREADS = 256, PLAIN = 32 };
 
 /* Columns of a tile. The wide one reads less for a product, the narrow one lets two CTAs share an
  * SM. A stage is used by the products of one step, and is empty a step later. */
@@ -20,14 +20,6 @@ template <int COLUMNS> struct product_config {
     static constexpr int STAGE_BYTES = (TILE + COLUMNS) * DEPTH * 2;
     static constexpr int SHARED_BYTES = STAGES * STAGE_BYTES + 1024; /* tiles begin at 1,024 */
 };
-
-/* What a CTA computes: rows m..m_end of c, columns from n on, summed over k..k_end. */
-typedef struct product_part {
-    product_matrix a, b, c;
-    int64_t m, m_end, n, k, k_end;
-    msa_dtype c_dtype;
-    int32_t accumulate;
-} product_part;
 
 /* The part of this CTA; false: there is none. blockIdx.x counts columns, y rows (all groups' tiles
  * where groups cut m), z groups that cut k, or splits of k. All lanes of a warp call it together.
@@ -119,72 +111,6 @@ template <int ACROSS, int EXTENT> struct operand_copy {
     }
 };
 
-/* The products of one step, 16 of k at a time: 64 rows of a by all columns. */
-template <int COLUMNS, int A_ACROSS, int B_ACROSS>
-static __device__ __forceinline__ void multiply_step(uint32_t a_tile, uint32_t b_tile,
-                                                     float (&sum)[COLUMNS / 2])
-{
-    uint64_t a = wgmma_desc(a_tile, ATOM_BYTES, 1024), b = wgmma_desc(b_tile, ATOM_BYTES, 1024);
-    constexpr int A_NEXT = A_ACROSS ? 16 * 128 / 16 : 16 * 2 / 16;
-    constexpr int B_NEXT = B_ACROSS ? 16 * 128 / 16 : 16 * 2 / 16;
-    pin(sum);
-    wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < DEPTH / 16; k++) {
-        wgmma_ss<A_ACROSS, B_ACROSS>(sum, a + k * A_NEXT, b + k * B_NEXT);
-    }
-    wgmma_commit();
-}
-
-static __device__ __forceinline__ float2 load_pair(const product_matrix &c, msa_dtype dtype,
-                                                   int64_t i)
-{
-    if (dtype == CUDA_F32) return *(const float2 *)((const float *)c.data + i);
-    return unpack_pair(*(const uint32_t *)((const uint16_t *)c.data + i), dtype);
-}
-
-static __device__ __forceinline__ void store_pair(const product_matrix &c, msa_dtype dtype,
-                                                  int64_t i, float x, float y)
-{
-    if (dtype == CUDA_F32) {
-        *(float2 *)((float *)c.data + i) = make_float2(x, y);
-    } else {
-        *(uint32_t *)((uint16_t *)c.data + i) = pack_pair(x, y, dtype);
-    }
-}
-
-/* c (+)= a thread's sums: rows row and row + 8, pairs of columns. Old values are read eight pairs
- * at a time, so that they are on their way together. */
-template <int N>
-static __device__ __forceinline__ void put_sums(const product_part &part, int64_t n_end,
-                                                const float (&sum)[N])
-{
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-        int64_t row = part.m + warp * 16 + lane / 4 + h * 8, first = part.n + lane % 4 * 2;
-        if (row >= part.m_end) continue;
-#pragma unroll
-        for (int j = 0; j < N / 4; j += 8) {
-            float2 old[8] = {};
-#pragma unroll
-            for (int i = 0; part.accumulate && i < 8; i++) {
-                int64_t column = first + (j + i) * 8;
-                if (column >= n_end) break;
-                old[i] = load_pair(part.c, part.c_dtype, row * part.c.step + column);
-            }
-#pragma unroll
-            for (int i = 0; i < 8; i++) {
-                int64_t column = first + (j + i) * 8;
-                const float *s = sum + (j + i) * 4 + h * 2;
-                if (column >= n_end) break;
-                store_pair(part.c, part.c_dtype, row * part.c.step + column, old[i].x + s[0],
-                           old[i].y + s[1]);
-            }
-        }
-    }
-}
-
 template <int COLUMNS, int A_ACROSS, int B_ACROSS>
 static __global__ void __launch_bounds__(THREADS, product_config<COLUMNS>::CTAS)
     product_kernel(const __grid_constant__ gradient_product p, int n_splits)
@@ -220,7 +146,7 @@ static __global__ void __launch_bounds__(THREADS, product_config<COLUMNS>::CTAS)
     }
     wgmma_wait<0>();
     pin(sum);
-    put_sums(part, p.n, sum);
+    put_sums(part, p.n, threadIdx.x / 32, sum);
 }
 
 /* ---- plain f32 ---------------------------------------------------------------------------------
@@ -366,7 +292,9 @@ msa_status gradient_multiply(msa_context *ctx, const char *op, const gradient_pr
         grouped && !p->groups_cut_k ? p->max_tiles * (TILE / tile) : (p->m + tile - 1) / tile;
     dim3 grid((unsigned)((p->n + columns - 1) / columns), (unsigned)rows,
               (unsigned)(n_cuts * splits));
-    if (!fast) {
+    if (fast && columns == 256 && gradient_can_ring(p)) {
+        MSA_TRY(gradient_ring(ctx, op, p, splits));
+    } else if (!fast) {
         plain_kernel<<<grid, THREADS, 0, stream>>>(*p, splits);
     } else if (columns == 256) {
         MSA_TRY(launch_fast<256>(op, p, grid, splits, stream));

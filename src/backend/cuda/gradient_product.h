@@ -51,6 +51,12 @@ enum { PRODUCT_TILE = 128 };
  * n_groups: that cut k, else 1. */
 size_t gradient_product_bytes(const msa_context *ctx, int64_t m, int64_t n, int64_t k,
                               int32_t n_groups);
+/* c[m, n], or its n_splits parts, by persistent CTAs that the copy engine feeds: for one group,
+ * both operands bf16 and aligned to 16 bytes. The same bits as gradient_multiply's other ways. */
+int gradient_can_ring(const gradient_product *product);
+msa_status gradient_ring(msa_context *ctx, const char *op, const gradient_product *product,
+                         int32_t n_splits);
+
 msa_status gradient_multiply(msa_context *ctx, const char *op, const gradient_product *product);
 
 #endif
