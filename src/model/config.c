@@ -19,27 +19,13 @@
 #include "base/error.h"
 #include "model/config_attention.h"
 #include "model/config_gqa.h"
+#include "model/config_m3.h"
 #include "model/json_optional.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #define CONFIG_MAX_BYTES ((size_t)16 << 20)
-#define MAX_WIDTH        (1 << 18) /* with the other limits every parameter count fits int64 */
-
-static msa_status need_bool(const msa__json *object, const char *key, int32_t *out)
-{
-    const msa__json *value;
-    MSA_TRY(msa__json_need(object, key, &value));
-    return msa__json_bool(value, out);
-}
-
-/* What M3 has and the transformers layout may leave out. */
-static msa_status read_trait(const msa__json *text, const char *key, int32_t flattened,
-                             int32_t *out)
-{
-    return flattened ? optional_bool(text, key, 1, out) : need_bool(text, key, out);
-}
 
 /* ---- values with one meaning we implement -------------------------------------------------- */
 
@@ -173,8 +159,8 @@ static msa_status read_norms(msa__config *config, const msa__json *text, int32_t
     double eps;
     MSA_TRY(need_positive(text, "rms_norm_eps", &eps));
     config->rms_norm_eps = (float)eps;
-    MSA_TRY(read_trait(text, "use_gemma_norm", flattened, &config->norm_one_plus));
-    return read_trait(text, "use_qk_norm", flattened, &config->qk_norm);
+    MSA_TRY(msa__config_trait(text, "use_gemma_norm", flattened, &config->norm_one_plus));
+    return msa__config_trait(text, "use_qk_norm", flattened, &config->qk_norm);
 }
 
 /* rotary_dim as a number or as a part of head_dim; both must agree. The transformers layout has
@@ -225,129 +211,6 @@ static msa_status read_activation(msa__config *config, const msa__json *text, in
     return MSA_OK;
 }
 
-/* A list of n_layers entries, each off (0: dense attention or MLP) or on (1: MSA or MoE), as
- * integers or as two words. */
-static msa_status read_layer_list(const msa__json *object, const char *key, int32_t n_layers,
-                                  const char *off, const char *on, uint8_t *out, size_t stride)
-{
-    const msa__json *list;
-    MSA_TRY(msa__json_need(object, key, &list));
-    MSA_TRY(msa__json_type_is(list, MSA__JSON_ARRAY));
-    if (list->n_children != n_layers) {
-        return msa__json_fail(list, MSA_EFORMAT, "must have num_hidden_layers = %d items",
-                              n_layers);
-    }
-    MSA__JSON_EACH(item, list)
-    {
-        int32_t flag = 0;
-        if (!off) {
-            MSA_TRY(msa__json_int32(item, 0, 1, &flag));
-        } else if (msa__json_equals(item, on)) {
-            flag = 1;
-        } else if (!msa__json_equals(item, off)) {
-            return msa__json_fail(item, MSA_EUNSUPPORTED, "only \"%s\" and \"%s\" are implemented",
-                                  off, on);
-        }
-        *out = (uint8_t)flag;
-        out += stride;
-    }
-    return MSA_OK;
-}
-
-/* The index branch: where its numbers stand in each layout. */
-typedef struct index_keys {
-    const char *heads, *dim, *block, *topk, *local;
-} index_keys;
-
-static msa_status read_index_shape(msa__config *config, const msa__json *object,
-                                   const index_keys *keys)
-{
-    int32_t heads, dsa_dim = config->index_dim; /* 0: no layer of that kind */
-    TRY_INT(object, keys->heads, 1, 4096, &heads);
-    TRY_INT(object, keys->dim, 16, 512, &config->index_dim);
-    TRY_INT(object, keys->block, 16, 256, &config->block_size);
-    TRY_INT(object, keys->topk, 1, 64, &config->topk_blocks);
-    TRY_INT(object, keys->local, 0, config->topk_blocks, &config->n_local_blocks);
-    if (heads != config->n_kv_heads) {
-        return msa__json_fail(msa__json_get(object, keys->heads), MSA_EUNSUPPORTED,
-                              "must equal num_key_value_heads = %d", config->n_kv_heads);
-    }
-    if (config->index_dim != config->head_dim) {
-        return msa__json_fail(msa__json_get(object, keys->dim), MSA_EUNSUPPORTED,
-                              "must equal head_dim = %d", config->head_dim);
-    }
-    if (dsa_dim && dsa_dim != config->index_dim) {
-        return msa__json_fail(msa__json_get(object, keys->dim), MSA_EUNSUPPORTED,
-                              "must equal dsa_index_dim = %d", dsa_dim);
-    }
-    if ((config->block_size & (config->block_size - 1)) != 0) {
-        return msa__json_fail(msa__json_get(object, keys->block), MSA_EUNSUPPORTED,
-                              "must be a power of two");
-    }
-    return MSA_OK;
-}
-
-static msa_status read_sparse_flattened(msa__config *config, const msa__json *text)
-{
-    static const index_keys keys = {"index_n_heads", "index_head_dim", "index_block_size",
-                                    "index_topk_blocks", "index_local_blocks"};
-    MSA_TRY(msa__config_read_layer_types(config, text));
-    if (msa__config_count_attention(config, MSA__ATTENTION_MSA) == 0) return MSA_OK;
-    MSA_TRY(read_index_shape(config, text, &keys));
-    if (!msa__json_get(text, "index_init_blocks")) return MSA_OK;
-    TRY_INT(text, "index_init_blocks", 0, config->topk_blocks - config->n_local_blocks,
-            &config->n_init_blocks);
-    return MSA_OK;
-}
-
-/* An MSA layer whose index branch has a value path would need weights we do not know. */
-static msa_status check_index_value(const msa__config *config, const msa__json *sparse)
-{
-    uint8_t disabled[MSA__MAX_LAYERS];
-    const msa__json *list = msa__json_get(sparse, "sparse_disable_index_value");
-    if (!list || list->type == MSA__JSON_NULL) return MSA_OK;
-    MSA_TRY(read_layer_list(sparse, "sparse_disable_index_value", config->n_layers, NULL, NULL,
-                            disabled, 1));
-    const msa__json *item = list->child;
-    for (int32_t i = 0; i < config->n_layers; i++, item = item->next) {
-        if (config->layers[i].attention == MSA__ATTENTION_MSA && !disabled[i]) {
-            return msa__json_fail(item, MSA_EUNSUPPORTED,
-                                  "an index value path is not implemented, must be 1");
-        }
-    }
-    return MSA_OK;
-}
-
-static msa_status read_sparse_released(msa__config *config, const msa__json *text)
-{
-    static const index_keys keys = {"sparse_num_index_heads", "sparse_index_dim",
-                                    "sparse_block_size", "sparse_topk_blocks",
-                                    "sparse_local_block"};
-    const msa__json *sparse, *pooling, *types = msa__json_get(text, "layer_types");
-    int32_t use;
-    if (types) MSA_TRY(msa__config_read_layer_types(config, text));
-    if (types && msa__config_count_attention(config, MSA__ATTENTION_MSA) == 0) return MSA_OK;
-    MSA_TRY(msa__json_need(text, "sparse_attention_config", &sparse));
-    MSA_TRY(need_bool(sparse, "use_sparse_attention", &use));
-    if (types && (!use || msa__json_get(sparse, "sparse_attention_freq"))) {
-        return msa__json_fail(sparse, MSA_EFORMAT,
-                              "must be used and without sparse_attention_freq beside layer_types");
-    }
-    if (!use) return MSA_OK;
-    if (!types) {
-        MSA_TRY(read_layer_list(sparse, "sparse_attention_freq", config->n_layers, NULL, NULL,
-                                &config->layers[0].attention, sizeof(config->layers[0])));
-    }
-    MSA_TRY(read_index_shape(config, sparse, &keys));
-    TRY_INT(sparse, "sparse_init_block", 0, config->topk_blocks - config->n_local_blocks,
-            &config->n_init_blocks);
-    MSA_TRY(msa__json_need(sparse, "sparse_score_type", &pooling));
-    if (!msa__json_equals(pooling, "max")) {
-        return msa__json_fail(pooling, MSA_EUNSUPPORTED, "only \"max\" is implemented");
-    }
-    return check_index_value(config, sparse);
-}
-
 /* A window that no layer has would be a key that is ignored. */
 static msa_status check_window(const msa__config *config, const msa__json *text)
 {
@@ -356,113 +219,6 @@ static msa_status check_window(const msa__config *config, const msa__json *text)
     if (msa__config_count_attention(config, MSA__ATTENTION_SWA) > 0) return MSA_OK;
     return msa__json_fail(value, MSA_EUNSUPPORTED,
                           "must be null where layer_types has no \"sliding_attention\"");
-}
-
-static int32_t count_moe_layers(const msa__config *config)
-{
-    int32_t n = 0;
-    for (int32_t i = 0; i < config->n_layers; i++) n += config->layers[i].moe;
-    return n;
-}
-
-static msa_status read_moe(msa__config *config, const msa__json *text, int32_t flattened)
-{
-    double scaling;
-    if (flattened) {
-        MSA_TRY(read_layer_list(text, "mlp_layer_types", config->n_layers, "dense", "sparse",
-                                &config->layers[0].moe, sizeof(config->layers[0])));
-    } else {
-        MSA_TRY(read_layer_list(text, "moe_layer_freq", config->n_layers, NULL, NULL,
-                                &config->layers[0].moe, sizeof(config->layers[0])));
-    }
-    int32_t n_moe_layers = count_moe_layers(config);
-    if (n_moe_layers < config->n_layers) {
-        TRY_INT(text, "dense_intermediate_size", 1, MAX_WIDTH, &config->dense_width);
-    }
-    if (n_moe_layers == 0) return MSA_OK;
-    TRY_INT(text, "num_local_experts", 1, 4096, &config->n_experts);
-    TRY_INT(text, "num_experts_per_tok", 1, config->n_experts < 64 ? config->n_experts : 64,
-            &config->n_experts_per_token);
-    TRY_INT(text, "intermediate_size", 1, MAX_WIDTH, &config->expert_width);
-    MSA_TRY(need_positive(text, "routed_scaling_factor", &scaling));
-    config->routed_scaling = (float)scaling;
-    config->n_shared_experts = 1;
-    MSA_TRY(read_trait(text, "use_routing_bias", flattened, &config->router_bias));
-    if (!flattened || msa__json_get(text, "n_shared_experts")) {
-        TRY_INT(text, "n_shared_experts", 0, 4096, &config->n_shared_experts);
-    }
-    if (!flattened) {
-        const msa__json *scoring;
-        MSA_TRY(msa__json_need(text, "scoring_func", &scoring)); /* value: check_fixed_values */
-    }
-    if (config->n_shared_experts > 1) {
-        return msa__json_fail(msa__json_get(text, "n_shared_experts"), MSA_EUNSUPPORTED,
-                              "at most 1 is implemented");
-    }
-    if (config->n_shared_experts == 0) return MSA_OK;
-    TRY_INT(text, "shared_intermediate_size", 1, MAX_WIDTH, &config->shared_width);
-    return MSA_OK;
-}
-
-/* ---- quantisation -------------------------------------------------------------------------- */
-
-static msa_status read_ignored_layers(msa__config *config, const msa__json *quantization)
-{
-    const msa__json *list = msa__json_get(quantization, "ignored_layers");
-    if (!list || list->type == MSA__JSON_NULL) return MSA_OK;
-    MSA_TRY(msa__json_type_is(list, MSA__JSON_ARRAY));
-    if (list->n_children == 0) return MSA_OK;
-    config->ignored_layers = calloc((size_t)list->n_children, sizeof(*config->ignored_layers));
-    if (!config->ignored_layers)
-        return MSA_FAIL(MSA_ENOMEM, "config: no memory for ignored_layers");
-    MSA__JSON_EACH(item, list)
-    {
-        const char *name;
-        MSA_TRY(msa__json_string(item, &name));
-        char *copy = malloc(item->text_bytes + 1);
-        if (!copy) return MSA_FAIL(MSA_ENOMEM, "config: no memory for ignored_layers");
-        memcpy(copy, name, item->text_bytes + 1);
-        config->ignored_layers[config->n_ignored++] = copy;
-    }
-    return MSA_OK;
-}
-
-static msa_status read_quantization(msa__config *config, const msa__json *root,
-                                    const msa__json *text)
-{
-    const msa__json *quantization = msa__json_get(root, "quantization_config"), *method, *block;
-    if (!quantization) quantization = msa__json_get(text, "quantization_config");
-    if (!quantization || quantization->type == MSA__JSON_NULL) return MSA_OK;
-    MSA_TRY(msa__json_need(quantization, "quant_method", &method));
-    if (!msa__json_equals(method, "mxfp8")) {
-        return msa__json_fail(method, MSA_EUNSUPPORTED, "only \"mxfp8\" is implemented");
-    }
-    MSA_TRY(msa__json_need(quantization, "weight_block_size", &block));
-    int64_t rows = 0, columns = 0;
-    if (block->type == MSA__JSON_ARRAY && block->n_children == 2) {
-        MSA_TRY(msa__json_int64(block->child, 1, INT32_MAX, &rows));
-        MSA_TRY(msa__json_int64(block->child->next, 1, INT32_MAX, &columns));
-    }
-    if (rows != 1 || columns != 32) {
-        return msa__json_fail(block, MSA_EUNSUPPORTED, "only [1, 32] is implemented");
-    }
-    config->mxfp8 = 1;
-    return read_ignored_layers(config, quantization);
-}
-
-/* "model.embed_tokens" stands for "language_model.model.embed_tokens" too, and a block for all in
- * it. */
-int32_t msa__config_ignores(const msa__config *config, const char *module)
-{
-    for (int32_t i = 0; i < config->n_ignored; i++) {
-        const char *name = config->ignored_layers[i], *at = module;
-        size_t bytes = strlen(name);
-        for (; bytes && (at = strstr(at, name)) != NULL; at++) {
-            int32_t begins = at == module || at[-1] == '.';
-            if (begins && (at[bytes] == '\0' || at[bytes] == '.')) return 1;
-        }
-    }
-    return 0;
 }
 
 /* ---- tokens and the whole ------------------------------------------------------------------ */
@@ -529,10 +285,11 @@ static msa_status read_m3(msa__config *config, const msa__json *root, const msa_
     MSA_TRY(read_norms(config, text, flattened));
     MSA_TRY(read_rope(config, text));
     MSA_TRY(read_activation(config, text, flattened));
-    MSA_TRY(flattened ? read_sparse_flattened(config, text) : read_sparse_released(config, text));
+    MSA_TRY(flattened ? msa__config_read_index(config, text)
+                      : msa__config_read_released_index(config, text));
     MSA_TRY(check_window(config, text));
-    MSA_TRY(read_moe(config, text, flattened));
-    return read_quantization(config, root, text);
+    MSA_TRY(msa__config_read_moe(config, text, flattened));
+    return msa__config_read_quantization(config, root, text);
 }
 
 static msa_status read_all(msa__config *config, const msa__json *root)
@@ -550,7 +307,7 @@ static msa_status read_all(msa__config *config, const msa__json *root)
         MSA_TRY(read_m3(config, root, text));
     } else {
         MSA_TRY(msa__config_read_gqa(config, root));
-        MSA_TRY(has_index ? read_sparse_flattened(config, root)
+        MSA_TRY(has_index ? msa__config_read_index(config, root)
                           : msa__config_check_full_layers(config, root));
     }
     MSA_TRY(read_tie(config, root, text));
