@@ -137,6 +137,26 @@ static int64_t expect_same_selection(msa_context *ctx, const problem *p, const m
     return n_again;
 }
 
+/* The same pages in a table with room for 2,048 blocks more: a device decides by capacity which
+ * kernels a batch of few tokens takes. */
+static void expect_same_with_room(msa_context *ctx, const problem *p, const msa_index8 *index8)
+{
+    int64_t n_seqs = p->kv.n_seqs, stride = p->kv.page_table_stride + 2048;
+    int32_t *table = malloc((size_t)(n_seqs * stride) * sizeof(int32_t));
+    assert_non_null(table);
+    for (int64_t i = 0; i < n_seqs * stride; i++) {
+        int64_t seq = i / stride, block = i % stride;
+        table[i] = block < p->kv.page_table_stride
+                       ? p->page_table[seq * p->kv.page_table_stride + block]
+                       : INT32_MIN;
+    }
+    problem roomy = *p;
+    roomy.kv.page_table = table;
+    roomy.kv.page_table_stride = (int32_t)stride;
+    expect_same_selection(ctx, &roomy, index8);
+    free(table);
+}
+
 static void check_problem(const problem *p)
 {
     msa_context *ctx;
@@ -145,6 +165,8 @@ static void check_problem(const problem *p)
         quantize_all(ctx, &p->kv, p->spec.block_size, &index8);
         expect_quantized(p->spec.name, &p->kv, &index8, p->spec.block_size);
         expect_same_selection(ctx, p, &index8);
+        if (test_backend() && p->n_tokens <= 16 * p->kv.n_seqs)
+            expect_same_with_room(ctx, p, &index8);
         free_index8(&index8);
     }
 }
@@ -240,6 +262,41 @@ static void test_few_blocks_stay_open(void **state)
                   (int)spec.kv_lens[0] / 128 - 1);
     assert_in_range(n_again, 15 * n_rows, 150 * n_rows);
     free_index8(&index8);
+    problem_free(p);
+}
+
+/* Few tokens a sequence, as decode has them, over every kind of block. */
+static void test_special_numbers_in_decode(void **state)
+{
+    (void)state;
+    if (!test_backend()) skip(); /* the same kernels as above */
+    problem_spec spec = {.name = "special decode",
+                         .n_seqs = 3,
+                         .n_lens = 3,
+                         .q_lens = {1, 16, 3},
+                         .kv_lens = {20001, 3000, 5200},
+                         .n_q_heads = 4,
+                         .n_kv_heads = 4,
+                         .head_dim = 16,
+                         .index_dim = 128,
+                         .block_size = 128,
+                         .topk = 16,
+                         .n_init = 1,
+                         .n_local = 2,
+                         .q_dtype = MSA_DTYPE_BF16,
+                         .cache_dtype = MSA_DTYPE_BF16,
+                         .paged = 1};
+    problem *p = problem_create(&spec, 12);
+    for (int64_t j = 0; j < p->n_keys * spec.index_dim; j++) {
+        int64_t block = j / spec.index_dim / spec.block_size;
+        p->k_index[j] = special((uint32_t)(block % 12), p->k_index[j], j % spec.index_dim);
+    }
+    for (int64_t i = 0; i < p->n_tokens * spec.n_kv_heads * spec.index_dim; i++) {
+        p->q_index[i] =
+            special((uint32_t)(i / spec.index_dim % 9), p->q_index[i], i % spec.index_dim);
+    }
+    problem_store(p);
+    check_problem(p);
     problem_free(p);
 }
 
@@ -489,6 +546,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_case),
         cmocka_unit_test(test_special_numbers),
+        cmocka_unit_test(test_special_numbers_in_decode),
         cmocka_unit_test(test_few_blocks_stay_open),
         cmocka_unit_test(test_long_chunks_on_a_device),
         cmocka_unit_test(test_only_filled_pages_are_written),

@@ -191,6 +191,15 @@ __device__ __forceinline__ void store_cluster_async(uint32_t addr, float x0, flo
                  "f"(x0), "f"(x1), "f"(x2), "f"(x3), "r"(bar)
                  : "memory");
 }
+// Plain stores to another CTA of the cluster; a barrier of the cluster has to follow.
+__device__ __forceinline__ void store_cluster_u64(uint32_t addr, unsigned long long x)
+{
+    asm volatile("st.shared::cluster.u64 [%0], %1;" ::"r"(addr), "l"(x) : "memory");
+}
+__device__ __forceinline__ void store_cluster_u32(uint32_t addr, uint32_t x)
+{
+    asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(addr), "r"(x) : "memory");
+}
 // As mbarrier_wait, for bytes that other CTAs of the cluster have stored.
 __device__ __forceinline__ void mbarrier_wait_cluster(uint32_t bar, int parity)
 {
@@ -430,6 +439,15 @@ __device__ __forceinline__ void wgmma_m64n8k32_s8_ss(int (&d)[4], uint64_t a, ui
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %6, 0;\n"
                  "wgmma.mma_async.sync.aligned.m64n8k32.s32.s8.s8 {%0,%1,%2,%3}, %4, %5, p;\n}"
                  : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+                 : "l"(a), "l"(b), "r"(accumulate));
+}
+
+__device__ __forceinline__ void wgmma_m64n64k32_s8_ss(int (&d)[32], uint64_t a, uint64_t b,
+                                                      int accumulate)
+{
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8 " ACC32 ", %32, %33, p;\n}"
+                 : ACC8_INT(d, 0), ACC8_INT(d, 8), ACC8_INT(d, 16), ACC8_INT(d, 24)
                  : "l"(a), "l"(b), "r"(accumulate));
 }
 

@@ -6,11 +6,9 @@
  * in it is the number of better ones: keys are unique.
  */
 #include "backend/cuda/ptx.cuh"
-#include "backend/cuda/select_decode.cuh"
+#include "backend/cuda/select_choose.cuh"
 
-#include <limits.h>
-
-enum { CHOOSE_THREADS = 512, HELD = 16, HEADS = 64, ROOM = 1024, MAX_TOPK = 64 };
+enum { CHOOSE_THREADS = 512, HELD = 16, HEADS = 64, ROOM = 1024 };
 
 struct ChooseSmem {
     alignas(16) u64 heads[HEADS];
@@ -20,40 +18,11 @@ struct ChooseSmem {
     int n_kept;
 };
 
-/* Visible blocks of a query token, (M2), (M3). */
-__device__ __forceinline__ int visible_blocks(const decode_select &p, int token)
-{
-    int lane = threadIdx.x & 31, seq = 0; /* sequences that end at or before the token */
-    for (int base = 0; base < p.n_seqs; base += 32) {
-        int s = base + lane, end = s < p.n_seqs ? load_i32(p.cu_q + s + 1) : INT_MAX;
-        unsigned before = __ballot_sync(~0u, end <= token);
-        seq += __popc(before);
-        if (before != ~0u) break;
-    }
-    if (seq >= p.n_seqs) return 0;
-    int length =
-        p.kv_lens ? load_i32(p.kv_lens + seq) : load_i32(p.cu_k + seq + 1) - load_i32(p.cu_k + seq);
-    int position = length - (load_i32(p.cu_q + seq + 1) - token);
-    return position < 0 ? 0 : position / DECODE_BLOCK + 1;
-}
-
 /* Number `i` of a row's `n`, as a key; 0 past the end. */
 __device__ __forceinline__ u64 order_key(const unsigned *orders, int i, int n, int first_block)
 {
     if (i >= n) return 0;
     return (u64)__ldcg(orders + i) << 32 | (0xffffffffu - (unsigned)(first_block + i));
-}
-
-/* Keys of an array (even length, 16-byte aligned) that are better than x. */
-__device__ __forceinline__ int count_better(const u64 *keys, int n, u64 x)
-{
-    int count = 0;
-#pragma unroll 8
-    for (int i = 0; i < n; i += 2) {
-        ulonglong2 two = *(const ulonglong2 *)(keys + i);
-        count += (two.x > x) + (two.y > x);
-    }
-    return count;
 }
 
 /* More than ROOM keys are not below the threshold: take the best, n_learned times. */
@@ -154,25 +123,15 @@ __global__ void __launch_bounds__(CHOOSE_THREADS)
 {
     __shared__ ChooseSmem sm;
     launch_dependents();
-    int group = blockIdx.x % p.n_groups, token = blockIdx.x / p.n_groups, i = threadIdx.x;
-    int n_visible = visible_blocks(p, token); /* the scan has waited for who wrote the lengths */
+    int group = blockIdx.x % p.n_groups, token = blockIdx.x / p.n_groups;
+    int n_visible =
+        row_blocks(p, token).n_visible; /* the scan has waited for who wrote the lengths */
     int n_learned = p.topk - p.n_init - p.n_local, n = n_visible - p.n_init - p.n_local;
     int32_t *out = p.blocks + token * p.blocks_token + group * p.blocks_group;
     wait_prior_grid();
-    if (n_visible <= p.topk) { /* all of them, (M8) */
-        if (i < p.topk) out[i] = i < n_visible ? i : -1;
-        return;
-    }
     const unsigned *orders = p.orders + (int64_t)blockIdx.x * p.row_blocks + p.n_init;
-    if (n_learned > 0) choose_learned(sm, orders, n, p.n_init, n_learned);
-    if (i < p.n_init) out[i] = i;
-    if (i < p.n_local) out[p.topk - p.n_local + i] = n_visible - p.n_local + i;
-    if (i < n_learned) {
-        int id = sm.ids[i], before = 0;
-#pragma unroll 8
-        for (int j = 0; j < n_learned; j++) before += sm.ids[j] < id;
-        out[p.n_init + before] = id;
-    }
+    if (n_visible > p.topk && n_learned > 0) choose_learned(sm, orders, n, p.n_init, n_learned);
+    write_row(p, out, n_visible, sm.ids);
 }
 
 msa_status cuda_select_choose(msa_context *ctx, const decode_select *p, int64_t n_rows)

@@ -33,86 +33,10 @@ template <int DIM, int COLUMNS, int KEY_BYTES> struct alignas(1024) ScanSmem {
     uint64_t full[MAX_STAGES], empty[MAX_STAGES];
 };
 
-/* A place in the ring: the next one, and the parity of its round. */
-struct RingPlace {
-    int stage, round;
-    __device__ __forceinline__ void advance(int stages)
-    {
-        if (++stage == stages) stage = 0, round ^= 1;
-    }
-};
-
 /* 128-byte swizzle of the copy engine: 16-byte chunks change places within groups of 8 lines. */
 __device__ __forceinline__ uint32_t swizzle128(uint32_t offset)
 {
     return offset ^ (((offset >> 7) & 7) << 4);
-}
-
-/* ---- producer ---------------------------------------------------------------------------------
- */
-
-struct PageRow {
-    int row, page; /* coordinates of a block in the map of the index keys */
-};
-
-/* Packed keys are one page whose rows are the tokens of all sequences. */
-__device__ __forceinline__ PageRow page_row(const decode_select &p, int seq, int block)
-{
-    if (p.page_table) return {0, load_i32(p.page_table + seq * p.table_stride + block)};
-    return {load_i32(p.cu_k + seq) + block * DECODE_BLOCK, 0};
-}
-
-/* The first 32 pages of a segment, one per lane. */
-__device__ __forceinline__ PageRow first_pages(const decode_select &p, const DecodeSegment &s,
-                                               int lane)
-{
-    if (lane >= s.n_pages || (p.page_table && s.block + lane >= p.table_stride)) return {0, 0};
-    return page_row(p, s.seq, s.block + lane);
-}
-
-/* Before the previous kernel has ended: the CTA's first pages into the L2. What is read here may be
- * stale, so it only guides a prefetch; the copy engine ignores coordinates outside the tensor. */
-template <typename Config>
-__device__ __forceinline__ void prefetch_pages(const CUtensorMap *map, const decode_select &p,
-                                               const DecodeSegment &s, PageRow row)
-{
-    if ((int)(threadIdx.x & 31) >= min(s.n_pages, p.prefetch)) return;
-    for (int box = 0; box < Config::ROW_BYTES / Config::BOX_BYTES; box++)
-        tma_prefetch_3d(map, box * 64, row.row, row.page);
-}
-
-template <typename Smem>
-__device__ __forceinline__ void stream_pages(Smem &sm, unsigned char *ring, const CUtensorMap *map,
-                                             const decode_select &p, DecodePart &part, PageRow next)
-{
-    using Config = typename Smem::Config;
-    int lane = threadIdx.x & 31;
-    RingPlace at = {0, 1}; /* the first round finds every stage empty */
-    for (DecodeSegment s = part.first; s.n_pages > 0;) {
-        PageRow rows = {0, 0};
-        for (int i = 0; i < s.n_pages; i++) {
-            if (i % 32 == 0) {
-                rows = next;
-                if (i + 32 + lane < s.n_pages) next = page_row(p, s.seq, s.block + i + 32 + lane);
-            }
-            int row = __shfl_sync(~0u, rows.row, i % 32),
-                page = __shfl_sync(~0u, rows.page, i % 32);
-            mbarrier_wait(smem_u32(&sm.empty[at.stage]), at.round);
-            if (lane == 0) {
-                uint32_t bar = smem_u32(&sm.full[at.stage]);
-                uint32_t dst = smem_u32(ring) + at.stage * Config::PAGE_BYTES;
-                mbarrier_arrive_expect_tx(bar, Config::PAGE_BYTES);
-                for (int box = 0; box < Config::ROW_BYTES / Config::BOX_BYTES; box++) {
-                    tma_load_3d(dst + box * DECODE_BLOCK * Config::BOX_BYTES, map, bar, box * 64,
-                                row, page);
-                }
-            }
-            __syncwarp();
-            at.advance(p.stages);
-        }
-        s = next_segment(p, part.chunk, part.at, part.end, lane);
-        next = first_pages(p, s, lane);
-    }
 }
 
 /* ---- consumers --------------------------------------------------------------------------------

@@ -10,6 +10,7 @@
 #define MSA_CUDA_SELECT_DECODE_CUH
 
 #include "backend/cuda/cuda_device.h"
+#include "backend/cuda/ptx.cuh"
 #include "backend/cuda/topk.cuh"
 
 enum { DECODE_BLOCK = 128 }; /* Bk of these kernels */
@@ -49,7 +50,7 @@ msa_status cuda_select_choose(msa_context *ctx, const decode_select *p, int64_t 
 
 /* A launch that may start while the kernel before it ends, and waits where it needs its results. */
 typedef struct decode_launch {
-    cudaLaunchAttribute attribute;
+    cudaLaunchAttribute attributes[2]; /* the second one is the caller's */
     cudaLaunchConfig_t config;
 } decode_launch;
 
@@ -57,13 +58,13 @@ static inline cudaLaunchConfig_t *early_launch(decode_launch *l, const msa_conte
                                                int64_t n_ctas, int threads, size_t smem)
 {
     *l = {};
-    l->attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    l->attribute.val.programmaticStreamSerializationAllowed = 1;
+    l->attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    l->attributes[0].val.programmaticStreamSerializationAllowed = 1;
     l->config.gridDim = dim3((unsigned)n_ctas);
     l->config.blockDim = dim3(threads);
     l->config.dynamicSmemBytes = smem;
     l->config.stream = cuda_stream(ctx);
-    l->config.attrs = &l->attribute;
+    l->config.attrs = l->attributes;
     l->config.numAttrs = 1;
     return &l->config;
 }
@@ -149,13 +150,14 @@ struct DecodeSegment {
     int position;    /* of the tile's first token */
     int block;       /* first one */
     int n_pages;     /* 0: the end of the line */
+    int last;        /* block that the item has to rank */
 };
 
 /* The segment at `at` of the line; moves `at` behind it and `c` to its chunk. */
 __device__ __forceinline__ DecodeSegment next_segment(const decode_select &p, DecodeChunk &c,
                                                       unsigned &at, unsigned end, int lane)
 {
-    DecodeSegment s = {0, 0, 0, 0, 0, 0, 0};
+    DecodeSegment s = {0, 0, 0, 0, 0, 0, 0, 0};
     if (at >= end) return s;
     while (at >= c.pages_end) {
         if (c.base + 32 >= p.n_seqs) return s;
@@ -172,6 +174,7 @@ __device__ __forceinline__ DecodeSegment next_segment(const decode_select &p, De
     s.n_tokens = min(1 << p.tokens_log2, n_tokens - token);
     s.position = __shfl_sync(~0u, c.mine.length, from) - n_tokens + token; /* (M2) */
     s.block = p.n_init + page;
+    s.last = p.n_init + n_pages - 1;
     s.n_pages = (int)min((unsigned)(n_pages - page), end - at);
     at += s.n_pages;
     return s;
@@ -211,6 +214,82 @@ __device__ __forceinline__ bool is_current(const decode_select &p, const DecodeP
     DecodeSequence s = load_sequence(p, lane), old = part.chunk.mine;
     return __all_sync(~0u, s.n_tokens == old.n_tokens && s.length == old.length &&
                                s.first_token == old.first_token);
+}
+
+/* ---- producer ---------------------------------------------------------------------------------
+ */
+
+/* A place in the ring: the next one, and the parity of its round. */
+struct RingPlace {
+    int stage, round;
+    __device__ __forceinline__ void advance(int stages)
+    {
+        if (++stage == stages) stage = 0, round ^= 1;
+    }
+};
+
+struct PageRow {
+    int row, page; /* coordinates of a block in the map of the index keys */
+};
+
+/* Packed keys are one page whose rows are the tokens of all sequences. */
+__device__ __forceinline__ PageRow page_row(const decode_select &p, int seq, int block)
+{
+    if (p.page_table) return {0, load_i32(p.page_table + seq * p.table_stride + block)};
+    return {load_i32(p.cu_k + seq) + block * DECODE_BLOCK, 0};
+}
+
+/* The first 32 pages of a segment, one per lane. */
+__device__ __forceinline__ PageRow first_pages(const decode_select &p, const DecodeSegment &s,
+                                               int lane)
+{
+    if (lane >= s.n_pages || (p.page_table && s.block + lane >= p.table_stride)) return {0, 0};
+    return page_row(p, s.seq, s.block + lane);
+}
+
+/* Before the previous kernel has ended: the CTA's first pages into the L2. What is read here may be
+ * stale, so it only guides a prefetch; the copy engine ignores coordinates outside the tensor. */
+template <typename Config>
+__device__ __forceinline__ void prefetch_pages(const CUtensorMap *map, const decode_select &p,
+                                               const DecodeSegment &s, PageRow row)
+{
+    if ((int)(threadIdx.x & 31) >= min(s.n_pages, p.prefetch)) return;
+    for (int box = 0; box < Config::ROW_BYTES / Config::BOX_BYTES; box++)
+        tma_prefetch_3d(map, box * 64, row.row, row.page);
+}
+
+template <typename Smem>
+__device__ __forceinline__ void stream_pages(Smem &sm, unsigned char *ring, const CUtensorMap *map,
+                                             const decode_select &p, DecodePart &part, PageRow next)
+{
+    using Config = typename Smem::Config;
+    int lane = threadIdx.x & 31;
+    RingPlace at = {0, 1}; /* the first round finds every stage empty */
+    for (DecodeSegment s = part.first; s.n_pages > 0;) {
+        PageRow rows = {0, 0};
+        for (int i = 0; i < s.n_pages; i++) {
+            if (i % 32 == 0) {
+                rows = next;
+                if (i + 32 + lane < s.n_pages) next = page_row(p, s.seq, s.block + i + 32 + lane);
+            }
+            int row = __shfl_sync(~0u, rows.row, i % 32),
+                page = __shfl_sync(~0u, rows.page, i % 32);
+            mbarrier_wait(smem_u32(&sm.empty[at.stage]), at.round);
+            if (lane == 0) {
+                uint32_t bar = smem_u32(&sm.full[at.stage]);
+                uint32_t dst = smem_u32(ring) + at.stage * Config::PAGE_BYTES;
+                mbarrier_arrive_expect_tx(bar, Config::PAGE_BYTES);
+                for (int box = 0; box < Config::ROW_BYTES / Config::BOX_BYTES; box++) {
+                    tma_load_3d(dst + box * DECODE_BLOCK * Config::BOX_BYTES, map, bar, box * 64,
+                                row, page);
+                }
+            }
+            __syncwarp();
+            at.advance(p.stages);
+        }
+        s = next_segment(p, part.chunk, part.at, part.end, lane);
+        next = first_pages(p, s, lane);
+    }
 }
 
 #endif
