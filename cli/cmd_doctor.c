@@ -83,7 +83,8 @@ static void print_parts(void)
 
 static void print_environment(void)
 {
-    static const char *const names[] = {"MSA_BACKEND", "MSA_CPU_ISA", "MSA_THREADS"};
+    static const char *const names[] = {"MSA_BACKEND", "MSA_CPU_ISA", "MSA_CUBLASLT",
+                                        "MSA_THREADS"};
     cli_print("\nEnvironment\n");
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
         const char *value = getenv(names[i]);

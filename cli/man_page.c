@@ -98,5 +98,7 @@ void cli_man_page(void)
               ".SH ENVIRONMENT\n"
               ".TP\n\\fBMSA_THREADS\\fR\nThreads to use; \\-\\-threads wins.\n"
               ".TP\n\\fBMSA_BACKEND\\fR, \\fBMSA_CPU_ISA\\fR\n"
-              "Backend and instruction set, for tests; \\fBmsa doctor\\fR prints all three.\n");
+              "Backend and instruction set, for tests.\n"
+              ".TP\n\\fBMSA_CUBLASLT\\fR\nThe cuBLASLt that training on a GPU takes; "
+              "\\fBmsa doctor\\fR prints all four.\n");
 }

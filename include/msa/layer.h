@@ -65,15 +65,16 @@ typedef struct msa_rope_args {
 MSA_ARGS_INIT(msa_rope_args)
 MSA_API MSA_CHECK_RESULT msa_status msa_rope(msa_context *ctx, const msa_rope_args *args);
 
-/* out = x W^T, or out += x W^T. out may not alias x. */
+/* out = x W^T, or out += x W^T. out may not alias x. A row's bits depend on that row alone, unless
+ * any_order allows otherwise. */
 typedef struct msa_linear_args {
     uint32_t struct_size;
     uint32_t flags;
     msa_tensor x; /* [T, in] */
     msa_weight weight;
     int32_t accumulate; /* 1: add to out (the residual) */
-    int32_t reserved;
-    msa_tensor out; /* [T, out] */
+    int32_t any_order;  /* 1: how a row is summed may depend on T; always the same for the same T */
+    msa_tensor out;     /* [T, out] */
 } msa_linear_args;
 MSA_ARGS_INIT(msa_linear_args)
 MSA_API MSA_CHECK_RESULT msa_status msa_linear_plan(msa_context *ctx, const msa_linear_args *args,

@@ -21,6 +21,11 @@ const char *msa__env_cpu_isa(void)
     return read_variable("MSA_CPU_ISA");
 }
 
+const char *msa__env_cublaslt(void)
+{
+    return read_variable("MSA_CUBLASLT");
+}
+
 msa_status msa__env_threads(int32_t *n)
 {
     const char *text = read_variable("MSA_THREADS");

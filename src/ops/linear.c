@@ -8,6 +8,7 @@ static msa_status check_args(const msa__check *at, const msa_linear_args *args)
     MSA_TRY(msa__check_tensor(at, "x", x, 2, MSA__DTYPES_FLOAT));
     MSA_TRY(msa__check_extent(at, "x", x, 1));
     MSA_TRY(msa__check_range(at, "accumulate", args->accumulate, 0, 1));
+    MSA_TRY(msa__check_range(at, "any_order", args->any_order, 0, 1));
     MSA_TRY(msa__check_output(at, "out", out, 2, MSA__DTYPES_FLOAT));
     MSA_TRY(msa__check_dim(at, "out", out, 0, x->shape[0], "x's T"));
     MSA_TRY(msa__check_extent(at, "out", out, 1));

@@ -49,6 +49,7 @@ msa_status msa__walk_linear(msa__walk *w, msa_tensor x, const msa_weight *weight
     args.x = x;
     args.weight = *weight;
     args.accumulate = accumulate;
+    args.any_order = 1;
     args.out = out;
     MSA__WALK_OP(w, msa_linear, &args);
     return MSA_OK;

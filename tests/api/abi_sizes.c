@@ -114,7 +114,7 @@ static const layout layouts[] = {
 
     SIZE(msa_linear_args, 336), AT(msa_linear_args, struct_size, 0), AT(msa_linear_args, flags, 4),
     AT(msa_linear_args, x, 8), AT(msa_linear_args, weight, 88),
-    AT(msa_linear_args, accumulate, 248), AT(msa_linear_args, reserved, 252),
+    AT(msa_linear_args, accumulate, 248), AT(msa_linear_args, any_order, 252),
     AT(msa_linear_args, out, 256),
 
     SIZE(msa_activation, 16), AT(msa_activation, kind, 0), AT(msa_activation, alpha, 4),

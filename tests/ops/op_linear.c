@@ -98,6 +98,59 @@ static void test_products_match_float64(void **state)
     }
 }
 
+/* As large on a device as what may go to a library there; few inputs of a row are not zero, so that
+ * float64 is quick. */
+static void check_large(msa_dtype out_dtype, int32_t accumulate)
+{
+    enum { N_SET = 4 };
+    int at_full = test_backend() && !test_is_reduced();
+    int64_t n_tokens = at_full ? 2056 : 24, n_in = at_full ? 2048 : 512;
+    int64_t n_out = at_full ? 2064 : 40;
+    msa_linear_args args;
+    msa_linear_args_init(&args);
+    args.x = tensor_new(MSA_DTYPE_BF16, 2, n_tokens, n_in, 1, 0);
+    args.weight = weight_new(MSA_DTYPE_BF16, n_out, n_in, 0, 2, 0.5);
+    args.accumulate = accumulate;
+    args.any_order = 1;
+    msa_tensor start = tensor_new(out_dtype, 2, n_tokens, n_out, 1, 0);
+    tensor_fill(&start, 3, 2);
+    double *oracle = fixture_alloc(sizeof(double) * (size_t)(n_tokens * n_out));
+    float *naive = fixture_alloc(sizeof(float) * (size_t)(n_tokens * n_out));
+    for (int64_t t = 0; t < n_tokens; t++) {
+        int64_t at[N_SET];
+        for (int64_t i = 0; i < n_in; i++) tensor_set(&args.x, t, i, 0, 0);
+        for (int j = 0; j < N_SET; j++) {
+            at[j] = (t * 37 + j * (n_in / N_SET)) % n_in;
+            tensor_set(&args.x, t, at[j], 0, test_uniform(4, (uint64_t)(t * N_SET + j)) - 0.5);
+        }
+        for (int64_t o = 0; o < n_out; o++) {
+            double sum = accumulate ? tensor_at(&start, t, o, 0) : 0;
+            float plain = (float)sum;
+            for (int j = 0; j < N_SET; j++) {
+                double x = tensor_at(&args.x, t, at[j], 0),
+                       w = weight_value(&args.weight, o, at[j]);
+                sum += x * w;
+                plain += (float)x * (float)w;
+            }
+            oracle[t * n_out + o] = sum;
+            naive[t * n_out + o] = plain;
+        }
+    }
+    for (int32_t i = 0; context_at(i); i++) {
+        args.out = tensor_clone(&start);
+        EXPECT_OK(run_linear(context_at(i), &args));
+        expect_close(&args.out, oracle, naive, context_label(context_at(i)));
+    }
+}
+
+static void test_large_products_in_any_order(void **state)
+{
+    check_large(MSA_DTYPE_F32, 0);
+    check_large(MSA_DTYPE_F32, 1);
+    fixture_teardown(state);
+    check_large(MSA_DTYPE_BF16, 0);
+}
+
 /* A row does not depend on the rows beside it: prefill and decode give the same bits. */
 static void test_rows_do_not_depend_on_T(void **state)
 {
@@ -184,6 +237,7 @@ static void test_wrong_arguments_are_named(void **state)
     EXPECT_BAD("linear: x.shape[1] = 0, must be 1..", bad.x.shape[1] = 0);
     EXPECT_BAD("linear: x = NULL", bad.x.data = NULL);
     EXPECT_BAD("linear: accumulate = 2, must be 0..1", bad.accumulate = 2);
+    EXPECT_BAD("linear: any_order = -1, must be 0..1", bad.any_order = -1);
     EXPECT_BAD("linear: out.dtype", bad.out.dtype = MSA_DTYPE_F8_E4M3);
     EXPECT_BAD("linear: out.shape[0] = 3, must equal x's T = 4", bad.out.shape[0] = 3);
     EXPECT_BAD("linear: out.shape[1] = 0", bad.out.shape[1] = 0);
@@ -232,6 +286,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(test_products_match_float64, fixture_teardown),
+        cmocka_unit_test_teardown(test_large_products_in_any_order, fixture_teardown),
         cmocka_unit_test_teardown(test_rows_do_not_depend_on_T, fixture_teardown),
         cmocka_unit_test_teardown(test_nan_and_infinity_stay_in_their_row, fixture_teardown),
         cmocka_unit_test_teardown(test_no_tokens_is_no_work, fixture_teardown),

@@ -141,6 +141,49 @@ static void test_long_sums_match_the_reference(void **state)
     }
 }
 
+/* As large on a device as what may go to a library there; few slopes of a row are not zero, so that
+ * the exact sums are quick. */
+static void check_large(msa_dtype dx_dtype, int32_t accumulate)
+{
+    enum { N_SET = 4 };
+    const linear_case large = {2056, 2048, 2064, 0, accumulate};
+    const linear_case small = {24, 40, 512, 0, accumulate};
+    int at_full = test_backend() && !test_is_reduced();
+    const linear_case *c = at_full ? &large : &small;
+    msa_linear_backward_args inputs =
+        new_args(c, MSA_DTYPE_BF16, MSA_DTYPE_BF16, MSA_DTYPE_BF16, dx_dtype);
+    msa_tensor dx = tensor_as_f32(&inputs.dx), d_weight = tensor_as_f32(&inputs.d_weight);
+    for (int64_t t = 0; t < c->n_tokens; t++) {
+        for (int64_t o = 0; o < c->n_out; o++) tensor_set(&inputs.d_out, t, o, 0, 0);
+        for (int64_t i = 0; i < c->n_in && !accumulate; i++) tensor_set(&dx, t, i, 0, 0);
+        for (int j = 0; j < N_SET; j++) {
+            int64_t o = (t * 37 + j * (c->n_out / N_SET)) % c->n_out;
+            tensor_set(&inputs.d_out, t, o, 0, test_uniform(4, (uint64_t)(t * N_SET + j)) - 0.5);
+            double slope = tensor_at(&inputs.d_out, t, o, 0);
+            for (int64_t i = 0; i < c->n_in; i++) {
+                double w = weight_value(&inputs.weight, o, i), x = tensor_at(&inputs.x, t, i, 0);
+                tensor_set(&dx, t, i, 0, tensor_at(&dx, t, i, 0) + slope * w);
+                tensor_set(&d_weight, o, i, 0, tensor_at(&d_weight, o, i, 0) + slope * x);
+            }
+        }
+    }
+    for (int32_t i = 0; context_at(i); i++) {
+        msa_linear_backward_args args = inputs;
+        args.dx = tensor_clone(&inputs.dx);
+        args.d_weight = tensor_clone(&inputs.d_weight);
+        EXPECT_OK(run(context_at(i), &args));
+        expect_near(&args.dx, &dx, NEAR_F32, context_label(context_at(i)));
+        expect_near(&args.d_weight, &d_weight, NEAR_F32, context_label(context_at(i)));
+    }
+}
+
+static void test_large_products(void **state)
+{
+    check_large(MSA_DTYPE_F32, 1);
+    fixture_teardown(state);
+    check_large(MSA_DTYPE_BF16, 0);
+}
+
 static void test_each_gradient_alone(void **state)
 {
     (void)state;
@@ -210,6 +253,7 @@ int main(void)
         cmocka_unit_test_teardown(test_slopes_match_differences, fixture_teardown),
         cmocka_unit_test_teardown(test_products_match_the_reference, fixture_teardown),
         cmocka_unit_test_teardown(test_long_sums_match_the_reference, fixture_teardown),
+        cmocka_unit_test_teardown(test_large_products, fixture_teardown),
         cmocka_unit_test_teardown(test_each_gradient_alone, fixture_teardown),
         cmocka_unit_test_teardown(test_wrong_arguments_are_named, fixture_teardown),
     };

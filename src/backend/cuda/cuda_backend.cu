@@ -1,5 +1,9 @@
 /* The table of the CUDA backend, and opening a device. */
-#include "backend/cuda/cuda_device.h"
+#include "backend/cuda/cublaslt.h"
+
+extern "C" {
+#include "base/env.h"
+}
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -72,7 +76,9 @@ static msa_status open_cuda(msa_context *ctx, const msa_context_args *args)
     state->n_sms = properties.multiProcessorCount;
     snprintf(state->name, sizeof(state->name), "sm_90 %.50s", properties.name);
     MSA_TRY(find_driver_calls(state));
-    return open_stream(state, args->stream);
+    MSA_TRY(open_stream(state, args->stream));
+    const char *cublaslt = msa__env_cublaslt(); /* a file that is named must be good */
+    return cublaslt ? cublaslt_open(ctx, cublaslt) : MSA_OK;
 }
 
 static void close_cuda(msa_context *ctx)
@@ -81,6 +87,7 @@ static void close_cuda(msa_context *ctx)
     if (!state) return;
     (void)cudaSetDevice(state->device);
     if (state->stream) (void)cudaStreamSynchronize(state->stream);
+    cublaslt_close(ctx);
     if (state->owns_stream) (void)cudaStreamDestroy(state->stream);
     ctx->allocator.free(ctx->allocator.user, state, sizeof(*state));
     ctx->device_state = NULL;

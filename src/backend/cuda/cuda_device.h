@@ -16,6 +16,8 @@ typedef struct msa__cuda_state {
     cudaStream_t stream;
     int owns_stream;
     decltype(&cuTensorMapEncodeTiled) encode_tensor_map;
+    struct msa__cublaslt *cublaslt; /* NULL: not there, or not asked for yet (cublaslt.h) */
+    int asked_cublaslt;
     char name[64]; /* "sm_90 NVIDIA H200" */
 } msa__cuda_state;
 

@@ -1,5 +1,6 @@
 /* Linear layers (L3): on the tensor cores where products.h allows it, else in plain f32, where a
  * warp multiplies a few weight rows with a few tokens. */
+#include "backend/cuda/cublaslt.h"
 #include "backend/cuda/products.h"
 
 #define WARPS 8
@@ -76,14 +77,38 @@ static msa_status multiply_fast(msa_context *ctx, const msa_linear_args *args)
     return cuda_multiply(ctx, "linear", &product, product.single.is_f8, 0, 1);
 }
 
+/* The order of sums of own kernels is part of what they promise; cuBLASLt's is not. */
 size_t cuda_linear_workspace(const msa_context *ctx, const msa_linear_args *args)
 {
-    return 0;
+    const msa_tensor *x = &args->x, *w = &args->weight.w;
+    if (!args->any_order || x->dtype != MSA_DTYPE_BF16 || w->dtype != MSA_DTYPE_BF16) return 0;
+    return cublaslt_bytes(ctx, x->shape[0], w->shape[0], w->shape[1]);
+}
+
+static msa_status multiply_large(msa_context *ctx, const msa_linear_args *args, void *workspace,
+                                 int *done)
+{
+    gradient_product p = {};
+    p.a = product_operand{matrix_of(&args->x), NULL, MSA_DTYPE_BF16, 0};
+    p.b = product_operand{matrix_of(&args->weight.w), NULL, MSA_DTYPE_BF16, 0};
+    p.c = matrix_of(&args->out);
+    p.c_dtype = args->out.dtype;
+    p.accumulate = args->accumulate;
+    p.m = args->x.shape[0];
+    p.n = args->out.shape[1];
+    p.k = args->x.shape[1];
+    p.workspace = workspace;
+    return cublaslt_multiply(ctx, "linear", &p, done);
 }
 
 msa_status cuda_linear(msa_context *ctx, const msa_linear_args *args, void *workspace)
 {
     MSA_CUDA_TRY("linear", cudaSetDevice(cuda_state(ctx)->device));
+    if (cuda_linear_workspace(ctx, args)) {
+        int done;
+        MSA_TRY(multiply_large(ctx, args, workspace, &done));
+        if (done) return MSA_OK;
+    }
     if (cuda_can_multiply(&args->x, &args->weight)) return multiply_fast(ctx, args);
     return multiply_plain(ctx, args);
 }

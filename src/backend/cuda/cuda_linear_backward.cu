@@ -1,7 +1,7 @@
 /* msa_linear_backward: dx = dy W and dW += dy^T x. Where a product runs in bf16, dy is rounded to
  * bf16 once, into the workspace. */
+#include "backend/cuda/cublaslt.h"
 #include "backend/cuda/elements.cuh"
-#include "backend/cuda/gradient_product.h"
 
 extern "C" {
 #include "base/arena.h"
@@ -33,6 +33,7 @@ static msa_status round_rows(msa_context *ctx, const msa_tensor *t, __nv_bfloat1
 typedef struct linear_layout {
     __nv_bfloat16 *rounded;
     float *parts;
+    void *library; /* cuBLASLt's */
 } linear_layout;
 
 static int needs_rounding(const msa_linear_backward_args *args)
@@ -55,6 +56,9 @@ static size_t layout_of(const msa_context *ctx, const msa_linear_backward_args *
     layout->parts =
         (float *)msa__arena_take(&arena, (int64_t)(parts / sizeof(float)), sizeof(float));
     if (parts == 0) layout->parts = NULL;
+    size_t library = cublaslt_bytes(ctx, n, n_out,
+                                    args->dx.n_dims ? args->dx.shape[1] : args->d_weight.shape[1]);
+    layout->library = msa__arena_take(&arena, (int64_t)library, 1);
     return arena.used;
 }
 
@@ -90,6 +94,7 @@ msa_status cuda_linear_backward(msa_context *ctx, const msa_linear_backward_args
         p.m = n;
         p.n = w->shape[1];
         p.k = n_out;
+        p.workspace = layout.library;
         MSA_TRY(gradient_multiply(ctx, "linear_backward", &p));
     }
     if (args->d_weight.data) {
@@ -105,6 +110,7 @@ msa_status cuda_linear_backward(msa_context *ctx, const msa_linear_backward_args
         p.n = x->shape[1];
         p.k = n;
         p.parts = layout.parts;
+        p.workspace = layout.library;
         MSA_TRY(gradient_multiply(ctx, "linear_backward", &p));
     }
     return MSA_OK;

@@ -6,7 +6,7 @@
  * of one group with many columns go through the copy engine (gradient_ring.cu). What is not bf16,
  * or not aligned for that, goes through plain f32 products.
  */
-#include "backend/cuda/gradient_product.h"
+#include "backend/cuda/cublaslt.h"
 #include "backend/cuda/gradient_tile.cuh"
 #include "backend/cuda/moe_route.cuh"
 
@@ -285,6 +285,11 @@ msa_status gradient_multiply(msa_context *ctx, const char *op, const gradient_pr
     cudaStream_t stream = cuda_stream(ctx);
     int grouped = p->start != NULL;
     int fast = is_fast(&p->a, p->m, p->k) && is_fast(&p->b, p->n, p->k) && takes_pairs(p);
+    if (fast && !grouped && p->workspace && cublaslt_bytes(ctx, p->m, p->n, p->k)) {
+        int done;
+        MSA_TRY(cublaslt_multiply(ctx, op, p, &done));
+        if (done) return MSA_OK;
+    }
     int32_t n_cuts = p->groups_cut_k ? p->n_groups : 1; /* of k, by groups */
     int32_t splits = p->parts ? splits_of(ctx, p->m, p->n, p->k, n_cuts) : 1;
     int64_t tile = fast ? TILE : PLAIN, columns = fast ? columns_of(p->n) : PLAIN;

@@ -42,7 +42,8 @@ typedef struct gradient_product {
     int32_t n_groups;
     int32_t max_tiles; /* with groups of m: how many tiles of PRODUCT_TILE rows they can have */
     int32_t groups_cut_k;
-    float *parts; /* optional, without groups of m: memory of gradient_product_bytes */
+    float *parts;    /* optional, without groups of m: memory of gradient_product_bytes */
+    void *workspace; /* optional: memory of cublaslt_bytes, where they are not 0 */
 } gradient_product;
 
 enum { PRODUCT_TILE = 128 };
