@@ -104,8 +104,8 @@ static void check_large(msa_dtype out_dtype, int32_t accumulate)
 {
     enum { N_SET = 4 };
     int at_full = test_backend() && !test_is_reduced();
-    int64_t n_tokens = at_full ? 2056 : 24, n_in = at_full ? 2048 : 512;
-    int64_t n_out = at_full ? 2064 : 40;
+    int64_t n_tokens = at_full ? 1088 : 24, n_in = at_full ? 1024 : 512;
+    int64_t n_out = at_full ? 1056 : 40;
     msa_linear_args args;
     msa_linear_args_init(&args);
     args.x = tensor_new(MSA_DTYPE_BF16, 2, n_tokens, n_in, 1, 0);

@@ -146,7 +146,7 @@ static void test_long_sums_match_the_reference(void **state)
 static void check_large(msa_dtype dx_dtype, int32_t accumulate)
 {
     enum { N_SET = 4 };
-    const linear_case large = {2056, 2048, 2064, 0, accumulate};
+    const linear_case large = {1088, 1024, 1056, 0, accumulate};
     const linear_case small = {24, 40, 512, 0, accumulate};
     int at_full = test_backend() && !test_is_reduced();
     const linear_case *c = at_full ? &large : &small;

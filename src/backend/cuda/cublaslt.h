@@ -23,7 +23,7 @@ void cublaslt_close(msa_context *ctx);
 size_t cublaslt_bytes(const msa_context *ctx, int64_t m, int64_t n, int64_t k);
 
 /* c (+)= a b^T, one group of bf16; p->workspace holds CUBLASLT_WORKSPACE. *done = 0: nothing was
- * launched, operands are not aligned or the library knows no algorithm. */
+ * launched, operands are not aligned or the library has no algorithm. */
 msa_status cublaslt_multiply(msa_context *ctx, const char *op, const gradient_product *p,
                              int *done);
 
