@@ -348,6 +348,22 @@ static msa_status run_attend(bench_stage *s, const stage_shape *shape, int32_t r
                             : status;
 }
 
+static msa_status run_both(bench_stage *s, const stage_shape *shape, int32_t r, int32_t use_index8)
+{
+    msa_select_args select = stage_select_args(s, shape, r, use_index8);
+    msa_attend_args attend = stage_attend_args(s, shape, r);
+    msa_select_attend_args args;
+    msa_plan plan;
+    msa_select_attend_args_init(&args);
+    args.select = &select;
+    args.attend = &attend;
+    msa_plan_init(&plan);
+    msa_status status = msa_select_attend_plan(s->ctx, &args, &plan);
+    return status == MSA_OK
+               ? msa_select_attend(s->ctx, &plan, &args, s->workspace, s->workspace_bytes)
+               : status;
+}
+
 static msa_status run_dense(bench_stage *s, const stage_shape *shape, int32_t r)
 {
     msa_dense_attend_args args = stage_dense_args(s, shape, r);
@@ -362,8 +378,9 @@ static msa_status run_dense(bench_stage *s, const stage_shape *shape, int32_t r)
 msa_status stage_run(bench_stage *s, const stage_shape *shape, int32_t r, int32_t what)
 {
     msa_status status = MSA_OK;
-    if (what & RUN_SELECT) status = run_select(s, shape, r, what & RUN_INDEX8);
-    if (status == MSA_OK && what & RUN_ATTEND) status = run_attend(s, shape, r);
+    if ((what & RUN_MSA) == RUN_MSA) status = run_both(s, shape, r, what & RUN_INDEX8);
+    if ((what & RUN_MSA) == RUN_SELECT) status = run_select(s, shape, r, what & RUN_INDEX8);
+    if ((what & RUN_MSA) == RUN_ATTEND) status = run_attend(s, shape, r);
     if (status == MSA_OK && what & RUN_DENSE) status = run_dense(s, shape, r);
     return status;
 }

@@ -139,6 +139,29 @@ MSA_API MSA_CHECK_RESULT msa_status msa_attend(msa_context *ctx, const msa_plan 
                                                const msa_attend_args *args, void *workspace,
                                                size_t workspace_bytes);
 
+/* ---- select and attend in one ---------------------------------------------------------------- */
+
+typedef struct msa_select_attend_args {
+    uint32_t struct_size;
+    uint32_t flags;
+    const msa_select_args *select;
+    const msa_attend_args *attend; /* of the rows that select writes: the same blocks, cu_seqlens_q,
+                                      block_size and, in kv, page table and lengths */
+} msa_select_attend_args;
+
+/* msa_select, then msa_attend over its rows: the same outputs, the same bits, the rows included. A
+ * backend may do both in fewer steps; a decoding GPU saves the latency of one between them.
+ *
+ * Ownership the two argument structs and all tensors borrowed for the call
+ * Errors    as both operators; MSA_EINVAL where the two do not belong together
+ */
+MSA_API MSA_CHECK_RESULT msa_status msa_select_attend_plan(msa_context *ctx,
+                                                           const msa_select_attend_args *args,
+                                                           msa_plan *plan);
+MSA_API MSA_CHECK_RESULT msa_status msa_select_attend(msa_context *ctx, const msa_plan *plan,
+                                                      const msa_select_attend_args *args,
+                                                      void *workspace, size_t workspace_bytes);
+
 typedef struct msa_dense_attend_args {
     uint32_t struct_size;
     uint32_t flags;
@@ -229,6 +252,7 @@ MSA_ARGS_INIT(msa_plan)
 MSA_ARGS_INIT(msa_select_args)
 MSA_ARGS_INIT(msa_block_topk_args)
 MSA_ARGS_INIT(msa_attend_args)
+MSA_ARGS_INIT(msa_select_attend_args)
 MSA_ARGS_INIT(msa_dense_attend_args)
 MSA_ARGS_INIT(msa_attend_merge_args)
 MSA_ARGS_INIT(msa_kv_append_args)

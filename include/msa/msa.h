@@ -26,12 +26,13 @@
  *     msa_context *ctx;     MSA_TRY(msa_context_create(&ctx, &ca));
  *     msa_select_args s;    msa_select_args_init(&s);
  *     s.q_index = ...; s.kv = view; s.cu_seqlens_q = cu; s.blocks = rows;
- *     msa_plan plan;        msa_plan_init(&plan);
- *     msa_select_plan(ctx, &s, &plan);  ws = aligned_alloc(64, plan.workspace_bytes);
- *     msa_select(ctx, &plan, &s, ws, plan.workspace_bytes);
  *     msa_attend_args a;    msa_attend_args_init(&a);
  *     a.q = ...; a.kv = view; a.cu_seqlens_q = cu; a.blocks = rows; a.out = ...;
- *     msa_attend_plan(ctx, &a, &plan); msa_attend(ctx, &plan, &a, ws, bytes);
+ *     msa_select_attend_args both;  msa_select_attend_args_init(&both);
+ *     both.select = &s; both.attend = &a; (or msa_select, then msa_attend)
+ *     msa_plan plan;        msa_plan_init(&plan);
+ *     msa_select_attend_plan(ctx, &both, &plan);  ws = aligned_alloc(64, plan.workspace_bytes);
+ *     msa_select_attend(ctx, &plan, &both, ws, plan.workspace_bytes);
  */
 #ifndef MSA_MSA_H
 #define MSA_MSA_H

@@ -72,7 +72,7 @@ typedef struct msa__forward {
     msa__forward_args args;
 
     /* for the largest shapes */
-    msa_plan linear, moe, select, moba_select, token_select, attend, dense_attend, token_attend,
+    msa_plan linear, moe, select_attend, moba_select, token_select, attend, dense_attend, token_attend,
         lightning;
 
     /* T = max_tokens, A = activation dtype */

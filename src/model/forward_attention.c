@@ -131,13 +131,33 @@ static msa_status select_by_means(const msa__pass *p, const msa_kv_view *view, i
     return msa_moba_select(f->ctx, &f->moba_select, &args, f->workspace, f->workspace_bytes);
 }
 
-/* (M5)-(M9) */
-static msa_status select_blocks(const msa__pass *p, const msa_kv_view *view, int32_t layer,
+/* (M10), (M11) of the whole pass. */
+static msa_attend_args block_attention(const msa__pass *p, const msa_kv_view *view,
+                                       msa_tensor blocks)
+{
+    const msa__forward *f = p->forward;
+    const msa__config *c = p->config;
+    msa_attend_args args;
+    msa_attend_args_init(&args);
+    args.q = heads(f->q, f->args.dtype, p->n_tokens, c->n_q_heads, c->head_dim);
+    args.out = heads(f->attended, f->args.dtype, p->n_tokens, c->n_q_heads, c->head_dim);
+    args.kv = *view;
+    args.cu_seqlens_q = p->step.cu_seqlens;
+    args.block_size = c->block_size;
+    args.blocks = blocks;
+    return args;
+}
+
+/* (M5)-(M11) */
+static msa_status select_attend(const msa__pass *p, const msa_kv_view *view, int32_t layer,
                                 msa_tensor blocks)
 {
     const msa__forward *f = p->forward;
     const msa__config *c = p->config;
+    msa_attend_args attend = block_attention(p, view, blocks);
+    msa_select_attend_args both;
     msa_select_args select;
+    msa_select_attend_args_init(&both);
     msa_select_args_init(&select);
     MSA_TRY(msa_cache_index8(f->cache, layer, &select.index8));
     select.q_index = heads(f->index_q, f->args.dtype, p->n_tokens, c->n_kv_heads, c->index_dim);
@@ -148,7 +168,9 @@ static msa_status select_blocks(const msa__pass *p, const msa_kv_view *view, int
     select.n_init = c->n_init_blocks;
     select.n_local = msa__config_n_local(c);
     select.blocks = blocks;
-    return msa_select(f->ctx, &f->select, &select, f->workspace, f->workspace_bytes);
+    both.select = &select;
+    both.attend = &attend;
+    return msa_select_attend(f->ctx, &f->select_attend, &both, f->workspace, f->workspace_bytes);
 }
 
 /* (W1) */
@@ -163,24 +185,17 @@ static msa_status choose_window_blocks(const msa__pass *p, msa_tensor blocks)
     return msa_window_blocks(p->forward->ctx, &args);
 }
 
-/* (M10), (M11). Rows of heads: one call for each head of a group. */
+/* Rows of heads: one call for each head of a group. */
 static msa_status attend_blocks(const msa__pass *p, const msa_kv_view *view, msa_tensor blocks)
 {
     const msa__forward *f = p->forward;
-    const msa__config *c = p->config;
-    int64_t n = p->n_tokens;
-    int64_t n_parts = blocks.shape[1] / c->n_kv_heads;
-    msa_tensor q = heads(f->q, f->args.dtype, n, c->n_q_heads, c->head_dim);
-    msa_tensor out = heads(f->attended, f->args.dtype, n, c->n_q_heads, c->head_dim);
-    msa_attend_args attend;
-    msa_attend_args_init(&attend);
-    attend.kv = *view;
-    attend.cu_seqlens_q = p->step.cu_seqlens;
-    attend.block_size = c->block_size;
+    int64_t n_parts = blocks.shape[1] / p->config->n_kv_heads;
+    const msa_attend_args whole = block_attention(p, view, blocks);
     for (int64_t h = 0; h < n_parts; h++) {
-        attend.q = msa__every_nth_head(q, h, n_parts);
+        msa_attend_args attend = whole;
+        attend.q = msa__every_nth_head(whole.q, h, n_parts);
         attend.blocks = msa__every_nth_head(blocks, h, n_parts);
-        attend.out = msa__every_nth_head(out, h, n_parts);
+        attend.out = msa__every_nth_head(whole.out, h, n_parts);
         MSA_TRY(msa_attend(f->ctx, &f->attend, &attend, f->workspace, f->workspace_bytes));
     }
     return MSA_OK;
@@ -211,15 +226,15 @@ static msa_status attend(const msa__pass *p, const msa_kv_view *view, msa__atten
     if (kind == MSA__ATTENTION_DENSE) return attend_window(p, view, 0);
     if (kind == MSA__ATTENTION_SWA) return attend_window(p, view, c->window);
     if (kind == MSA__ATTENTION_DSA) return msa__pass_attend_tokens(p, view);
+    if (kind == MSA__ATTENTION_MSA) {
+        MSA_TRY(select_attend(p, view, layer, blocks));
+        if (!p->taps || !p->taps->selected_blocks) return MSA_OK;
+        return msa__pass_tap(p, p->taps->selected_blocks, layer, blocks);
+    }
     if (kind == MSA__ATTENTION_WINDOW_CONTROL) {
         MSA_TRY(choose_window_blocks(p, blocks));
-    } else if (msa__attention_is_moba(kind)) {
-        MSA_TRY(select_by_means(p, view, layer, blocks));
     } else {
-        MSA_TRY(select_blocks(p, view, layer, blocks));
-        if (p->taps && p->taps->selected_blocks) {
-            MSA_TRY(msa__pass_tap(p, p->taps->selected_blocks, layer, blocks));
-        }
+        MSA_TRY(select_by_means(p, view, layer, blocks));
     }
     return attend_blocks(p, view, blocks);
 }

@@ -63,13 +63,32 @@ static msa_status plan_ffn(const sizing *s, const msa__layer_weights *w, int moe
     return MSA_OK;
 }
 
-static msa_status plan_selection(const sizing *s, const msa_kv_view *view, int32_t layer)
+/* Of an attention layer whose rows have a number of ids for each of n_heads query heads. */
+static msa_attend_args block_attention(const sizing *s, const msa_kv_view *view, int64_t n_heads,
+                                       int64_t n_ids)
+{
+    const msa__config *c = s->config;
+    msa_dtype dtype = s->forward->args.dtype;
+    msa_attend_args attend;
+    msa_attend_args_init(&attend);
+    attend.q = msa_tensor_make(NULL, dtype, 3, s->n_tokens, n_heads, c->head_dim, 0);
+    attend.kv = *view;
+    attend.blocks = msa_tensor_make(NULL, MSA_DTYPE_I32, 3, s->n_tokens, c->n_kv_heads, n_ids, 0);
+    attend.block_size = c->block_size;
+    attend.out = attend.q;
+    return attend;
+}
+
+static msa_status plan_msa(const sizing *s, const msa_kv_view *view, int32_t layer)
 {
     msa__forward *f = s->forward;
     const msa__config *c = s->config;
     msa_select_args select;
+    msa_attend_args attend = block_attention(s, view, c->n_q_heads, c->topk_blocks);
+    msa_select_attend_args both;
     msa_plan plan;
     msa_select_args_init(&select);
+    msa_select_attend_args_init(&both);
     msa_plan_init(&plan);
     MSA_TRY(msa_cache_index8(f->cache, layer, &select.index8));
     select.q_index =
@@ -79,10 +98,11 @@ static msa_status plan_selection(const sizing *s, const msa_kv_view *view, int32
     select.topk = c->topk_blocks;
     select.n_init = c->n_init_blocks;
     select.n_local = msa__config_n_local(c);
-    select.blocks =
-        msa_tensor_make(NULL, MSA_DTYPE_I32, 3, s->n_tokens, c->n_kv_heads, c->topk_blocks, 0);
-    MSA_TRY(msa_select_plan(f->ctx, &select, &plan));
-    keep_largest(&f->select, &plan);
+    select.blocks = attend.blocks;
+    both.select = &select;
+    both.attend = &attend;
+    MSA_TRY(msa_select_attend_plan(f->ctx, &both, &plan));
+    keep_largest(&f->select_attend, &plan);
     return MSA_OK;
 }
 
@@ -113,17 +133,10 @@ static msa_status plan_block_attention(const sizing *s, const msa_kv_view *view,
 {
     msa__forward *f = s->forward;
     const msa__config *c = s->config;
-    int64_t n_heads = c->n_q_heads / msa__row_parts(c, kind);
-    msa_attend_args attend;
+    msa_attend_args attend =
+        block_attention(s, view, c->n_q_heads / msa__row_parts(c, kind), msa__row_ids(c, kind));
     msa_plan plan;
-    msa_attend_args_init(&attend);
     msa_plan_init(&plan);
-    attend.q = msa_tensor_make(NULL, f->args.dtype, 3, s->n_tokens, n_heads, c->head_dim, 0);
-    attend.kv = *view;
-    attend.blocks = msa_tensor_make(NULL, MSA_DTYPE_I32, 3, s->n_tokens, c->n_kv_heads,
-                                    msa__row_ids(c, kind), 0);
-    attend.block_size = c->block_size;
-    attend.out = attend.q;
     MSA_TRY(msa_attend_plan(f->ctx, &attend, &plan));
     keep_largest(&f->attend, &plan);
     return MSA_OK;
@@ -213,7 +226,7 @@ static msa_status plan_layer(const sizing *s, int32_t layer)
     if (kind == MSA__ATTENTION_DSA) return plan_tokens(s, view);
     if (kind == MSA__ATTENTION_DENSE) return plan_dense_attention(s, view, 0);
     if (kind == MSA__ATTENTION_SWA) return plan_dense_attention(s, view, s->config->window);
-    if (kind == MSA__ATTENTION_MSA) MSA_TRY(plan_selection(s, view, layer));
+    if (kind == MSA__ATTENTION_MSA) return plan_msa(s, view, layer);
     if (msa__attention_is_moba(kind)) MSA_TRY(plan_moba_selection(s, view, layer, kind));
     return plan_block_attention(s, view, kind);
 }
@@ -223,7 +236,7 @@ static msa_status plan_operators(const sizing *s)
     msa__forward *f = s->forward;
     for (int32_t layer = 0; layer < s->config->n_layers; layer++) MSA_TRY(plan_layer(s, layer));
     MSA_TRY(plan_linear(s, &f->weights->head, MSA_DTYPE_F32));
-    const msa_plan *plans[] = {&f->linear,       &f->moe,          &f->select,
+    const msa_plan *plans[] = {&f->linear,       &f->moe,          &f->select_attend,
                                &f->moba_select,  &f->attend,       &f->dense_attend,
                                &f->token_select, &f->token_attend, &f->lightning};
     for (size_t i = 0; i < sizeof(plans) / sizeof(plans[0]); i++) {

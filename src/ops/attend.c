@@ -4,7 +4,7 @@
 
 #include <math.h>
 
-static msa_status check_args(const msa__check *at, msa_attend_args *args)
+msa_status msa__check_attend(const msa__check *at, msa_attend_args *args)
 {
     const msa_tensor *q = &args->q, *blocks = &args->blocks;
     if (args->block_size == 0) args->block_size = 128;
@@ -22,9 +22,7 @@ static msa_status check_args(const msa__check *at, msa_attend_args *args)
                            .head_dim = q->shape[2],
                            .block_size = args->block_size};
     MSA_TRY(msa__check_kv(at, &args->kv, args->cu_seqlens_q, &shape));
-    MSA_TRY(msa__check_attend_outputs(at, q, &args->out, &args->lse));
-    if (!msa__can_read(at)) return MSA_OK;
-    return msa__check_rows(at, blocks, &args->kv, args->cu_seqlens_q, args->block_size);
+    return msa__check_attend_outputs(at, q, &args->out, &args->lse);
 }
 
 msa_status msa_attend_plan(msa_context *ctx, const msa_attend_args *caller_args, msa_plan *plan)
@@ -33,7 +31,7 @@ msa_status msa_attend_plan(msa_context *ctx, const msa_attend_args *caller_args,
     msa_attend_args args;
     MSA_TRY(msa__check_call(&at, ctx, &args, sizeof(args), caller_args));
     MSA_TRY(msa__check_plan(&at, plan));
-    MSA_TRY(check_args(&at, &args));
+    MSA_TRY(msa__check_attend(&at, &args));
     msa__fill_plan(plan, MSA__OP_ATTEND, ctx->backend->attend_workspace(ctx, &args));
     return MSA_OK;
 }
@@ -44,7 +42,9 @@ msa_status msa_attend(msa_context *ctx, const msa_plan *plan, const msa_attend_a
     msa__check at = {.op = "attend", .running = 1};
     msa_attend_args args;
     MSA_TRY(msa__check_call(&at, ctx, &args, sizeof(args), caller_args));
-    MSA_TRY(check_args(&at, &args));
+    MSA_TRY(msa__check_attend(&at, &args));
+    if (msa__can_read(&at))
+        MSA_TRY(msa__check_rows(&at, &args.blocks, &args.kv, args.cu_seqlens_q, args.block_size));
     size_t needed_bytes = ctx->backend->attend_workspace(ctx, &args);
     MSA_TRY(
         msa__check_workspace(&at, plan, MSA__OP_ATTEND, needed_bytes, workspace, workspace_bytes));

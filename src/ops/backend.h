@@ -56,6 +56,9 @@ typedef struct msa__backend {
 
     size_t (*attend_workspace)(const msa_context *ctx, const msa_attend_args *args);
     msa_status (*attend)(msa_context *ctx, const msa_attend_args *args, void *workspace);
+    /* In the larger of both workspaces. NULL: one after the other. */
+    msa_status (*select_attend)(msa_context *ctx, const msa_select_args *select,
+                                const msa_attend_args *attend, void *workspace);
     size_t (*dense_attend_workspace)(const msa_context *ctx, const msa_dense_attend_args *args);
     msa_status (*dense_attend)(msa_context *ctx, const msa_dense_attend_args *args,
                                void *workspace);

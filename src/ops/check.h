@@ -34,7 +34,8 @@
     X(TOKEN_ATTEND, 35, "token_attend")                                                            \
     X(LAYERNORM_BACKWARD, 36, "layernorm_backward")                                                \
     X(TOKEN_ATTEND_BACKWARD, 37, "token_attend_backward")                                          \
-    X(TOKEN_KL, 38, "token_kl")
+    X(TOKEN_KL, 38, "token_kl")                                                                    \
+    X(SELECT_ATTEND, 39, "select_attend")
 
 enum {
 #define MSA__OP_CONSTANT(name, value, text) MSA__OP_##name = (value),

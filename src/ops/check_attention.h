@@ -30,6 +30,11 @@ msa_status msa__check_means(const msa__check *at, const msa_kv_view *kv, const m
 /* The eight-bit copy of a checked paged view's k_index. */
 msa_status msa__check_index8(const msa__check *at, const msa_kv_view *kv, const msa_index8 *index8);
 
+/* All that msa_select and msa_attend ask of their arguments, defaults completed; of attend's blocks
+ * the shape only. */
+msa_status msa__check_select(const msa__check *at, msa_select_args *args);
+msa_status msa__check_attend(const msa__check *at, msa_attend_args *args);
+
 /* blocks [T, Hkv, K], read on the host: every row has unique ids, ascending, at most the token's
  * local block, then -1 to the end. */
 msa_status msa__check_rows(const msa__check *at, const msa_tensor *blocks, const msa_kv_view *kv,

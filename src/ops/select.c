@@ -68,7 +68,7 @@ static msa_status check_index8(const msa__check *at, msa_select_args *args)
     return msa__check_dim(at, "n_rescored", n_rescored, 1, args->q_index.shape[1], "q_index's Hkv");
 }
 
-static msa_status check_args(const msa__check *at, msa_select_args *args)
+msa_status msa__check_select(const msa__check *at, msa_select_args *args)
 {
     const msa_tensor *q = &args->q_index;
     MSA_TRY(msa__check_tensor(at, "q_index", q, 3, MSA__DTYPES_FLOAT));
@@ -90,7 +90,7 @@ msa_status msa_select_plan(msa_context *ctx, const msa_select_args *caller_args,
     msa_select_args args;
     MSA_TRY(msa__check_call(&at, ctx, &args, sizeof(args), caller_args));
     MSA_TRY(msa__check_plan(&at, plan));
-    MSA_TRY(check_args(&at, &args));
+    MSA_TRY(msa__check_select(&at, &args));
     msa__fill_plan(plan, MSA__OP_SELECT, ctx->backend->select_workspace(ctx, &args));
     return MSA_OK;
 }
@@ -101,7 +101,7 @@ msa_status msa_select(msa_context *ctx, const msa_plan *plan, const msa_select_a
     msa__check at = {.op = "select", .running = 1};
     msa_select_args args;
     MSA_TRY(msa__check_call(&at, ctx, &args, sizeof(args), caller_args));
-    MSA_TRY(check_args(&at, &args));
+    MSA_TRY(msa__check_select(&at, &args));
     size_t needed_bytes = ctx->backend->select_workspace(ctx, &args);
     MSA_TRY(
         msa__check_workspace(&at, plan, MSA__OP_SELECT, needed_bytes, workspace, workspace_bytes));

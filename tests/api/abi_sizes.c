@@ -61,6 +61,10 @@ static const layout layouts[] = {
     AT(msa_attend_args, blocks, 384), AT(msa_attend_args, block_size, 464),
     AT(msa_attend_args, scale, 468), AT(msa_attend_args, out, 472), AT(msa_attend_args, lse, 552),
 
+    SIZE(msa_select_attend_args, 24), AT(msa_select_attend_args, struct_size, 0),
+    AT(msa_select_attend_args, flags, 4), AT(msa_select_attend_args, select, 8),
+    AT(msa_select_attend_args, attend, 16),
+
     SIZE(msa_dense_attend_args, 576), AT(msa_dense_attend_args, struct_size, 0),
     AT(msa_dense_attend_args, flags, 4), AT(msa_dense_attend_args, q, 8),
     AT(msa_dense_attend_args, kv, 88), AT(msa_dense_attend_args, cu_seqlens_q, 376),

@@ -157,6 +157,29 @@ void run_attend(msa_context *ctx, const problem *p, const int32_t *rows, results
     free(blocks.data);
 }
 
+void run_select_attend(msa_context *ctx, const problem *p, results *r)
+{
+    msa_select_args select = select_args(p);
+    select.blocks = new_output(p, MSA_DTYPE_I32, 3, p->spec.n_kv_heads, p->spec.topk);
+    msa_attend_args attend = attend_args(p, &select.blocks);
+    attend.out = new_output(p, p->spec.q_dtype, 3, p->spec.n_q_heads, p->spec.head_dim);
+    attend.lse = new_output(p, MSA_DTYPE_F32, 2, p->spec.n_q_heads, 1);
+    msa_select_attend_args args;
+    msa_select_attend_args_init(&args);
+    args.select = &select;
+    args.attend = &attend;
+    msa_plan plan;
+    msa_plan_init(&plan);
+    EXPECT_OK(msa_select_attend_plan(ctx, &args, &plan));
+    guarded s = guarded_begin(&plan);
+    EXPECT_OK(call_select_attend(ctx, &plan, &args, s.data, s.bytes));
+    guarded_end(&s);
+    memset(r, 0, sizeof(*r));
+    r->blocks = take_output(&select.blocks);
+    r->out = take_output(&attend.out);
+    r->lse = take_output(&attend.lse);
+}
+
 void run_dense(msa_context *ctx, const problem *p, const msa_dense_attend_args *options, results *r)
 {
     msa_dense_attend_args args = options ? *options : dense_args(p);

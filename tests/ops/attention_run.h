@@ -43,6 +43,7 @@ msa_tensor rows_tensor(const problem *p, const int32_t *rows, int32_t topk);
 
 void run_select(msa_context *ctx, const problem *p, results *r); /* all three outputs */
 void run_attend(msa_context *ctx, const problem *p, const int32_t *rows, results *r);
+void run_select_attend(msa_context *ctx, const problem *p, results *r); /* blocks, out, lse */
 void run_dense(msa_context *ctx, const problem *p, const msa_dense_attend_args *options,
                results *r);
 

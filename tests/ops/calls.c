@@ -193,7 +193,8 @@ static void stage_free(stage *s)
         return status;                                                                             \
     }
 
-CALL_PLANNED(select, {
+static void stage_select(stage *s, msa_select_args *a)
+{
     stage_tensor(s, &a->q_index, INPUT);
     a->cu_seqlens_q = stage_ints(s, a->cu_seqlens_q, a->kv.n_seqs + 1);
     stage_view(s, &a->kv, INPUT);
@@ -203,7 +204,19 @@ CALL_PLANNED(select, {
     stage_tensor(s, &a->index8.keys, INPUT);
     stage_tensor(s, &a->index8.bounds, INPUT);
     stage_tensor(s, &a->n_rescored, OUTPUT);
-})
+}
+
+static void stage_attend(stage *s, msa_attend_args *a)
+{
+    stage_tensor(s, &a->q, INPUT);
+    a->cu_seqlens_q = stage_ints(s, a->cu_seqlens_q, a->kv.n_seqs + 1);
+    stage_view(s, &a->kv, INPUT);
+    stage_tensor(s, &a->blocks, INPUT);
+    stage_tensor(s, &a->out, OUTPUT);
+    stage_tensor(s, &a->lse, OUTPUT);
+}
+
+CALL_PLANNED(select, { stage_select(s, a); })
 
 CALL(block_topk, {
     stage_tensor(s, &a->scores, INPUT);
@@ -211,14 +224,27 @@ CALL(block_topk, {
     stage_tensor(s, &a->blocks, OUTPUT);
 })
 
-CALL_PLANNED(attend, {
-    stage_tensor(s, &a->q, INPUT);
-    a->cu_seqlens_q = stage_ints(s, a->cu_seqlens_q, a->kv.n_seqs + 1);
-    stage_view(s, &a->kv, INPUT);
-    stage_tensor(s, &a->blocks, INPUT);
-    stage_tensor(s, &a->out, OUTPUT);
-    stage_tensor(s, &a->lse, OUTPUT);
-})
+CALL_PLANNED(attend, { stage_attend(s, a); })
+
+msa_status call_select_attend(msa_context *ctx, const msa_plan *plan,
+                              const msa_select_attend_args *args, void *workspace,
+                              size_t workspace_bytes)
+{
+    if (!msa_context_uses_device_memory(ctx))
+        return msa_select_attend(ctx, plan, args, workspace, workspace_bytes);
+    stage staged = {ctx, NULL, 0, 0}, *s = &staged;
+    msa_select_args select = *args->select;
+    msa_attend_args attend = *args->attend;
+    msa_select_attend_args copied = *args;
+    msa_status status;
+    stage_select(s, &select);
+    stage_attend(s, &attend);
+    copied.select = &select;
+    copied.attend = &attend;
+    workspace = stage_bytes(s, workspace, workspace_bytes, SCRATCH);
+    RUN_TWICE(s, status, msa_select_attend(ctx, plan, &copied, workspace, workspace_bytes));
+    return status;
+}
 
 CALL_PLANNED(dense_attend, {
     stage_tensor(s, &a->q, INPUT);

@@ -17,6 +17,9 @@ msa_status call_select(msa_context *ctx, const msa_plan *plan, const msa_select_
 msa_status call_block_topk(msa_context *ctx, const msa_block_topk_args *args);
 msa_status call_attend(msa_context *ctx, const msa_plan *plan, const msa_attend_args *args,
                        void *workspace, size_t workspace_bytes);
+msa_status call_select_attend(msa_context *ctx, const msa_plan *plan,
+                              const msa_select_attend_args *args, void *workspace,
+                              size_t workspace_bytes);
 msa_status call_dense_attend(msa_context *ctx, const msa_plan *plan,
                              const msa_dense_attend_args *args, void *workspace,
                              size_t workspace_bytes);

@@ -166,6 +166,38 @@ static void test_heads_outside_tokens(void **state)
     problem_free(p);
 }
 
+/* ---- select_attend --------------------------------------------------------------------------- */
+
+/* The outputs of select and attend, bit for bit. */
+static void check_select_attend_case(const problem_spec *spec, void *arg)
+{
+    (void)arg;
+    problem *p = problem_create(spec, 27);
+    int64_t n_rows = p->n_tokens * spec->n_kv_heads, n_heads = p->n_tokens * spec->n_q_heads;
+    msa_context *ctx;
+    for (int32_t c = 0; (ctx = attention_context(c)) != NULL; c++) {
+        char label[160];
+        results selected, sparse, both;
+        label_case(label, sizeof(label), ctx, spec);
+        run_select(ctx, p, &selected);
+        run_attend(ctx, p, selected.blocks, &sparse);
+        run_select_attend(ctx, p, &both);
+        expect_same_ids(label, both.blocks, selected.blocks, n_rows * spec->topk);
+        expect_same_floats(label, both.out, sparse.out, n_heads * spec->head_dim);
+        expect_same_floats(label, both.lse, sparse.lse, n_heads);
+        results_free(&selected);
+        results_free(&sparse);
+        results_free(&both);
+    }
+    problem_free(p);
+}
+
+static void test_select_attend_cases(void **state)
+{
+    (void)state;
+    for_each_case(check_select_attend_case, NULL);
+}
+
 /* ---- dense attend ---------------------------------------------------------------------------- */
 
 typedef struct dense_option {
@@ -461,6 +493,7 @@ int main(void)
         cmocka_unit_test(test_attend_honours_foreign_rows),
         cmocka_unit_test(test_attend_with_a_hot_block),
         cmocka_unit_test(test_heads_outside_tokens),
+        cmocka_unit_test(test_select_attend_cases),
         cmocka_unit_test(test_dense_cases),
         cmocka_unit_test(test_dense_tiles_of_one_head),
         cmocka_unit_test(test_merge),

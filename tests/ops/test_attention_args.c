@@ -329,6 +329,50 @@ static void test_dense_attend_checks(void **state)
 #undef REJECTS
 }
 
+/* ---- select_attend -----------------------------------------------------------------------------
+ */
+
+static msa_select_args both_select;
+static msa_attend_args both_attend;
+
+static msa_select_attend_args valid_select_attend(void)
+{
+    msa_select_attend_args args;
+    both_select = valid_select();
+    both_attend = valid_attend();
+    both_select.block_scores = (msa_tensor){0};
+    both_select.index_lse = (msa_tensor){0};
+    both_attend.blocks = both_select.blocks;
+    both_attend.cu_seqlens_q = both_select.cu_seqlens_q;
+    both_attend.kv.page_table = both_select.kv.page_table;
+    both_attend.kv.kv_lens = both_select.kv.kv_lens;
+    msa_select_attend_args_init(&args);
+    args.select = &both_select;
+    args.attend = &both_attend;
+    return args;
+}
+
+static void test_select_attend_checks(void **state)
+{
+    (void)state;
+    static int32_t other_cu_q[4], other_lens[3], other_table[64];
+    msa_select_attend_args a;
+#define REJECTS(only_run, change, text) REJECTS_IN(select_attend, a, only_run, change, text)
+    REJECTS(0, a.select = NULL, "select: args = NULL");
+    REJECTS(0, a.attend = NULL, "attend: args = NULL");
+    REJECTS(0, both_select.topk = 65, "select: topk = 65");
+    REJECTS(0, both_attend.scale = -1, "attend: scale = -1");
+    reset_arrays();
+    memcpy(other_cu_q, cu_q, sizeof(cu_q));
+    memcpy(other_lens, lens, sizeof(lens));
+    memcpy(other_table, table, sizeof(table));
+    REJECTS(1, both_attend.blocks.data = rows, "attend.blocks, must be the same as select.blocks");
+    REJECTS(1, both_attend.cu_seqlens_q = other_cu_q, "attend.cu_seqlens_q, must be the same");
+    REJECTS(1, both_attend.kv.page_table = other_table, "attend.kv.page_table, must be the same");
+    REJECTS(1, both_attend.kv.kv_lens = other_lens, "attend.kv.kv_lens, must be the same");
+#undef REJECTS
+}
+
 /* ---- plans ------------------------------------------------------------------------------------
  */
 
@@ -541,6 +585,7 @@ int main(void)
         cmocka_unit_test(test_select_checks_the_view),
         cmocka_unit_test(test_attend_checks),
         cmocka_unit_test(test_dense_attend_checks),
+        cmocka_unit_test(test_select_attend_checks),
         cmocka_unit_test(test_plans_are_checked),
         cmocka_unit_test(test_workspaces_are_checked),
         cmocka_unit_test(test_struct_sizes_of_other_versions),

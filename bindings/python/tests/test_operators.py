@@ -68,6 +68,10 @@ def test_numpy():
     out = msa.attend(x["q"], view(x), rows, block_size=P, lse=lse)
     expected, expected_lse = naive_attend(x, rows)
     assert numpy.allclose(out, expected, atol=1e-5) and numpy.allclose(lse, expected_lse, atol=1e-5)
+    both, both_lse = numpy.empty_like(out), numpy.empty_like(lse)
+    assert numpy.array_equal(msa.select_attend(x["q_index"], x["q"], view(x), block_size=P, topk=K, out=both,
+                                               lse=both_lse)[1], rows)
+    assert numpy.array_equal(both, out) and numpy.array_equal(both_lse, lse)
     out = msa.dense_attend(x["q"], view(x), window=33)
     assert numpy.allclose(out, naive_attend(x, window=33)[0], atol=1e-5)
 

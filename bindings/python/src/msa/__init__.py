@@ -10,8 +10,9 @@ Face's MiniMax-M3 on these operators). PyTorch and transformers are needed by th
 from ._library import InvalidArgument, MsaError, OutOfMemory, Unsupported
 from .context import Context
 from .operators import (Index8, KvView, attend, attend_merge, block_topk, dense_attend, index_quantize,
-                        kv_append, select)
+                        kv_append, select, select_attend)
 
 __all__ = ["Context", "Index8", "InvalidArgument", "KvView", "MsaError", "OutOfMemory", "Unsupported",
-           "attend", "attend_merge", "block_topk", "dense_attend", "index_quantize", "kv_append", "select"]
+           "attend", "attend_merge", "block_topk", "dense_attend", "index_quantize", "kv_append", "select",
+           "select_attend"]
 __version__ = "0.1.0"

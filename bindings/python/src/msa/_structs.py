@@ -130,6 +130,15 @@ class AttendArgs(Args):
     ]
 
 
+class SelectAttendArgs(Args):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("flags", c_uint32),
+        ("select", POINTER(SelectArgs)),
+        ("attend", POINTER(AttendArgs)),
+    ]
+
+
 class DenseAttendArgs(Args):
     _fields_ = [
         ("struct_size", c_uint32),
@@ -175,7 +184,8 @@ class KvAppendArgs(Args):
 
 
 # Operators with a plan: name -> argument structure. The others run at once.
-PLANNED = {"select": SelectArgs, "attend": AttendArgs, "dense_attend": DenseAttendArgs}
+PLANNED = {"select": SelectArgs, "attend": AttendArgs, "select_attend": SelectAttendArgs,
+           "dense_attend": DenseAttendArgs}
 IMMEDIATE = {"block_topk": BlockTopkArgs, "attend_merge": AttendMergeArgs,
              "kv_append": KvAppendArgs, "index_quantize": IndexQuantizeArgs}
 

@@ -249,6 +249,44 @@ def attend(q: Any, kv: KvView, blocks: Any, *, cu_seqlens_q: Any = None, block_s
     return out
 
 
+def select_attend(q_index: Any, q: Any, kv: KvView, *, cu_seqlens_q: Any = None, block_size: int = 128,
+                  topk: int = 16, n_init: int = 0, n_local: int = 1, scale: float = 0.0,
+                  blocks: Any = None, out: Any = None, lse: Any = None, index8: Index8 | None = None,
+                  context: Context | None = None) -> tuple[Any, Any]:
+    """select, then attend over its rows, with the same results; on a GPU decoding takes fewer steps.
+
+    Args:
+        q_index, topk, n_init, n_local, blocks, index8: as in select.
+        q, scale, out, lse: as in attend.
+        kv: keys, values and index keys.
+        cu_seqlens_q, block_size: as in both.
+
+    Returns:
+        out [T, Hq, D] and blocks [T, Hkv, K].
+
+    Source: (M5)-(M11); msa_select_attend.
+    """
+    if blocks is None:
+        blocks = Array("q_index", q_index).empty((*q_index.shape[:2], topk), _structs.I32)
+    if out is None:
+        out = Array("q", q).empty(tuple(q.shape))
+    call = _Call(_structs.SelectAttendArgs())
+    chosen, attended = _structs.SelectArgs(), _structs.AttendArgs()
+    chosen.q_index, attended.q = call.tensor("q_index", q_index), call.tensor("q", q)
+    chosen.kv = attended.kv = call.view(kv)
+    chosen.cu_seqlens_q = attended.cu_seqlens_q = call.offsets(cu_seqlens_q, q)
+    chosen.block_size = attended.block_size = block_size
+    chosen.topk, chosen.n_init, chosen.n_local = topk, n_init, n_local
+    chosen.blocks = attended.blocks = call.tensor("blocks", blocks)
+    if index8 is not None:
+        chosen.index8 = call.index8(index8)
+    attended.scale = scale
+    attended.out, attended.lse = call.tensor("out", out), call.tensor("lse", lse)
+    call.args.select, call.args.attend = ctypes.pointer(chosen), ctypes.pointer(attended)
+    call.run("select_attend", context)
+    return out, blocks
+
+
 def dense_attend(q: Any, kv: KvView, *, cu_seqlens_q: Any = None, block_size: int = 128,
                  scale: float = 0.0, window: int = 0, n_sink_tokens: int = 0, sink_logit: Any = None,
                  out: Any = None, lse: Any = None, context: Context | None = None) -> Any:
