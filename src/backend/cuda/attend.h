@@ -5,6 +5,8 @@
 
 #include "backend/cuda/cuda_device.h"
 
+typedef struct block_orders block_orders; /* select.h */
+
 /* Generic (attend_generic.cu): the whole contract, one CTA per (token, group). No workspace. */
 msa_status cuda_attend_generic(msa_context *ctx, const msa_attend_args *args);
 
@@ -15,8 +17,11 @@ size_t cuda_attend_prefill_workspace(const msa_attend_args *args);
 msa_status cuda_attend_prefill(msa_context *ctx, const msa_attend_args *args, void *workspace);
 
 /* Decode (attend_decode.cu): the same, for batches of at most 16 query tokens a sequence on
- * average. No workspace. */
+ * average. No workspace. With `orders`, which the kernel before writes, the rows are an output. */
 int cuda_attend_decode_supports(const msa_attend_args *args);
-msa_status cuda_attend_decode(msa_context *ctx, const msa_attend_args *args);
+/* The same for ranking inside, which every CTA of a row does: rows that run in one wave. */
+int cuda_attend_decode_ranks(const msa_context *ctx, const msa_attend_args *args);
+msa_status cuda_attend_decode(msa_context *ctx, const msa_attend_args *args,
+                              const block_orders *orders);
 
 #endif

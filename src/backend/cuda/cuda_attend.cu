@@ -20,7 +20,7 @@ msa_status cuda_attend(msa_context *ctx, const msa_attend_args *args, void *work
     if (args->q.shape[0] == 0) return MSA_OK;
     MSA_CUDA_TRY("attend", cudaSetDevice(cuda_state(ctx)->device));
     attend_path path = choose_path(args);
-    if (path == ATTEND_DECODE) return cuda_attend_decode(ctx, args);
+    if (path == ATTEND_DECODE) return cuda_attend_decode(ctx, args, NULL);
     if (path == ATTEND_PREFILL) return cuda_attend_prefill(ctx, args, workspace);
     return cuda_attend_generic(ctx, args);
 }

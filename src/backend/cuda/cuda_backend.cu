@@ -120,6 +120,7 @@ static const msa__backend table = {
     .block_topk = cuda_block_topk,
     .attend_workspace = cuda_attend_workspace,
     .attend = cuda_attend,
+    .select_attend = cuda_select_attend,
     .dense_attend_workspace = cuda_dense_attend_workspace,
     .dense_attend = cuda_dense_attend,
     .attend_merge = cuda_attend_merge,

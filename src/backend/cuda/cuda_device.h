@@ -75,6 +75,8 @@ msa_status cuda_select(msa_context *ctx, const msa_select_args *args, void *work
 msa_status cuda_block_topk(msa_context *ctx, const msa_block_topk_args *args);
 size_t cuda_attend_workspace(const msa_context *ctx, const msa_attend_args *args);
 msa_status cuda_attend(msa_context *ctx, const msa_attend_args *args, void *workspace);
+msa_status cuda_select_attend(msa_context *ctx, const msa_select_args *select,
+                              const msa_attend_args *attend, void *workspace);
 size_t cuda_dense_attend_workspace(const msa_context *ctx, const msa_dense_attend_args *args);
 msa_status cuda_dense_attend(msa_context *ctx, const msa_dense_attend_args *args, void *workspace);
 msa_status cuda_attend_merge(msa_context *ctx, const msa_attend_merge_args *args);

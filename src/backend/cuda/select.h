@@ -22,6 +22,18 @@ size_t cuda_select_decode_workspace(const msa_context *ctx, const msa_select_arg
 msa_status cuda_select_decode(msa_context *ctx, const msa_select_args *args, void *workspace);
 size_t cuda_select_prefill_workspace(const msa_context *ctx, const msa_select_args *args);
 msa_status cuda_select_prefill(msa_context *ctx, const msa_select_args *args, void *workspace);
+/* What decode leaves for its last step, the ranking of (M7)-(M9). */
+typedef struct block_orders {
+    const unsigned *orders; /* [T, Hkv][row_blocks], rank_blocks.cuh */
+    int64_t row_blocks;
+    int n_init, n_local;
+} block_orders;
+/* All but the last step, into the workspace; only where `leaves` says so. */
+int cuda_select_leaves_orders(const msa_context *ctx, const msa_select_args *args);
+msa_status cuda_select_orders(msa_context *ctx, const msa_select_args *args, void *workspace,
+                              block_orders *out);
+msa_status cuda_select_decode_orders(msa_context *ctx, const msa_select_args *args, void *workspace,
+                                     block_orders *out);
 /* Only the tiles of 256 rows that are marked; K - |F| <= 16. */
 msa_status cuda_select_prefill_tiles(msa_context *ctx, const msa_select_args *args,
                                      const int *only);

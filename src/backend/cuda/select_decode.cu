@@ -2,18 +2,18 @@
  * of a sequence, (M5)-(M9). Two launches: `scan` leaves block scores, select_choose.cu takes the
  * best.
  *
- * A scan has one CTA per SM, see select_decode.cuh for its part. A producer warp loads pages into a
- * ring; two warpgroups take the lower and the upper 64 keys of every page: S^T = K Q^T by wgmma,
- * keys are the rows, the tile's queries the columns. Block maxima meet in shared memory; every 32
- * pages they go to memory, 4 bytes a page and column. Token scores never leave the SM.
+ * A scan has one CTA per SM, see select_scan.cuh for its part. A producer warp loads pages into a
+ * ring and says where on the line they stand; two warpgroups take the lower and the upper 64 keys
+ * of every page: S^T = K Q^T by wgmma, keys are the rows, the tile's queries the columns. Block
+ * maxima meet in shared memory; every 32 pages they go to memory, 4 bytes a page and column. Token
+ * scores never leave the SM.
  *
  * Blocks that have to be ranked are complete and visible to every row they count for (they lie
- * before the row's local block), so no score is masked. docs/kernels/select-decode.md tells the
- * rest.
+ * before the row's local block), so no score is masked. docs/kernels/decode.md tells the rest.
  */
 #include "backend/cuda/ptx.cuh"
 #include "backend/cuda/select.h"
-#include "backend/cuda/select_decode.cuh"
+#include "backend/cuda/select_scan.cuh"
 
 #include <cuda_fp8.h>
 
@@ -31,6 +31,8 @@ template <int DIM, int COLUMNS, int KEY_BYTES> struct alignas(1024) ScanSmem {
     unsigned char q[DIM / 64][COLUMNS * 128];  /* 64 columns of the row's DIM each, swizzled */
     unsigned block_max[2][COLUMNS][CHUNK + 1]; /* score_order of the maxima; 0 between uses */
     uint64_t full[MAX_STAGES], empty[MAX_STAGES];
+    unsigned line[MAX_STAGES]; /* where the pages stand on the line; LINE_END: no more */
+    int n_guessed;
 };
 
 /* 128-byte swizzle of the copy engine: 16-byte chunks change places within groups of 8 lines. */
@@ -52,7 +54,8 @@ __device__ __forceinline__ void load_queries(ScanSmem<DIM, COLUMNS, KEY_BYTES> &
         int column = i / (DIM / 8), chunk = i % (DIM / 8);
         uint32_t x[4] = {0, 0, 0, 0};
         int token = column >> p.groups_log2, group = column & ((1 << p.groups_log2) - 1);
-        if (token < s.n_tokens && group < p.n_groups) {
+        bool is_there = token < s.n_tokens && group < p.n_groups;
+        if (is_there && (unsigned)(s.first_token + token) < (unsigned)p.n_tokens) { /* stale? */
             const uint32_t *q = p.q + (s.first_token + token) * p.q_token + group * p.q_group;
             int first = KEY_BYTES == 2 ? chunk * 4 : chunk / 2 * 8 + chunk % 2;
 #pragma unroll
@@ -171,49 +174,63 @@ __device__ __forceinline__ void pool_page(unsigned (&block_max)[COLUMNS][CHUNK +
     }
 }
 
-/* The maxima of up to 32 pages, from page `from` of the segment, to memory. */
+/* The maxima of up to 32 pages from block `block` on to memory. */
 template <int DIM, int COLUMNS, int KEY_BYTES>
 __device__ __forceinline__ void store_chunk(ScanSmem<DIM, COLUMNS, KEY_BYTES> &sm,
                                             const decode_select &p, const DecodeSegment &s,
-                                            int from)
+                                            int block, int n, int buffer)
 {
-    int page = threadIdx.x % CHUNK, n = s.n_pages - from;
+    int page = threadIdx.x % CHUNK;
     named_barrier_sync(1, SCAN_CONSUMERS); /* all warps have pooled the chunk */
 #pragma unroll
     for (int i = 0; i < COLUMNS * CHUNK / SCAN_CONSUMERS; i++) {
         int column = i * (SCAN_CONSUMERS / CHUNK) + threadIdx.x / CHUNK;
-        unsigned *order = &sm.block_max[from / CHUNK % 2][column][page];
+        unsigned *order = &sm.block_max[buffer][column][page];
         unsigned *to = row_orders(p, s, column);
         if (to && page < n)
-            to[s.block + from + page] =
+            to[block + page] =
                 KEY_BYTES == 2 ? *order : score_order(score_of_order(*order) * p.key_scale);
         *order = 0;
     }
 }
 
+/* Scores pages as they come. The queries of part.first are there if has_queries says so. */
 template <int DIM, int COLUMNS, int KEY_BYTES>
 __device__ __forceinline__ void score_pages(ScanSmem<DIM, COLUMNS, KEY_BYTES> &sm,
                                             const unsigned char *ring, const decode_select &p,
-                                            DecodePart &part)
+                                            ScanPart &part, RingPlace at, bool has_queries)
 {
     using Config = ScanConfig<DIM, COLUMNS, KEY_BYTES>;
-    int lane = threadIdx.x & 31;
-    RingPlace at = {0, 0};
-    for (DecodeSegment s = part.first; s.n_pages > 0;
-         s = next_segment(p, part.chunk, part.at, part.end, lane)) {
-        load_queries(sm, p, s);
-        named_barrier_sync(1, SCAN_CONSUMERS);
-        for (int i = 0; i < s.n_pages; i++) {
-            float d[COLUMNS / 2];
-            mbarrier_wait(smem_u32(&sm.full[at.stage]), at.round);
-            score_page(sm, ring + at.stage * Config::PAGE_BYTES, d);
-            __syncwarp();
-            if (lane == 0) mbarrier_arrive(smem_u32(&sm.empty[at.stage]));
-            at.advance(p.stages);
-            pool_page<COLUMNS>(sm.block_max[i / CHUNK % 2], i % CHUNK, d);
-            if (i % CHUNK == CHUNK - 1 || i + 1 == s.n_pages)
-                store_chunk(sm, p, s, i / CHUNK * CHUNK);
+    int lane = threadIdx.x & 31, n = 0, buffer = 0; /* pages pooled in block_max[buffer] */
+    int item = has_queries && part.first.n_pages ? part.first.item : -1;
+    unsigned expected = LINE_END, item_end = 0;
+    DecodeSegment s = part.first;
+    for (;;) {
+        mbarrier_wait(smem_u32(&sm.full[at.stage]), at.round);
+        unsigned line = sm.line[at.stage];
+        bool follows = line == expected && line < item_end;
+        if (n == CHUNK || (n && !follows)) {
+            store_chunk(sm, p, s, s.block + (int)(expected - s.line) - n, n, buffer);
+            n = 0, buffer ^= 1;
         }
+        if (line == LINE_END) return;
+        if (!follows) {
+            part.at = line;
+            s = next_segment(p, part.chunk, part.at, part.line_end, lane);
+            item_end = part.at;
+            if (s.item != item) {
+                load_queries(sm, p, s);
+                named_barrier_sync(1, SCAN_CONSUMERS);
+                item = s.item;
+            }
+        }
+        float d[COLUMNS / 2];
+        score_page(sm, ring + at.stage * Config::PAGE_BYTES, d);
+        __syncwarp();
+        if (lane == 0) mbarrier_arrive(smem_u32(&sm.empty[at.stage]));
+        at.advance(p.stages);
+        pool_page<COLUMNS>(sm.block_max[buffer], n++, d);
+        expected = line + 1;
     }
 }
 
@@ -224,7 +241,7 @@ __global__ void __launch_bounds__(SCAN_THREADS, 1)
     using Smem = ScanSmem<DIM, COLUMNS, KEY_BYTES>;
     using Config = typename Smem::Config;
     extern __shared__ unsigned char raw[];
-    unsigned char *ring = (unsigned char *)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
+    unsigned char *ring = raw + (-smem_u32(raw) & 1023);
     Smem &sm = *(Smem *)(ring + p.stages * Config::PAGE_BYTES);
     int lane = threadIdx.x & 31, producer = threadIdx.x >= SCAN_CONSUMERS;
     if (threadIdx.x == SCAN_CONSUMERS) {
@@ -237,25 +254,47 @@ __global__ void __launch_bounds__(SCAN_THREADS, 1)
     }
     for (int i = threadIdx.x; i < 2 * COLUMNS * (CHUNK + 1); i += SCAN_THREADS)
         sm.block_max[0][0][i] = 0;
-    DecodePart part = load_part(p, lane);
-    PageRow pages = {0, 0};
+    /* What is read before the wait may be stale. The first pages are loaded by it all the same. */
+    ScanPart part = load_scan_part(p, lane);
+    PageRow guess = {0, 0}, pages = {0, 0};
     if (producer) {
-        pages = first_pages(p, part.first, lane);
-        prefetch_pages<Config>(&map, p, part.first, pages);
+        guess = first_pages(p, part.first, lane);
+        if (lane == 0) sm.n_guessed = p.n_seqs <= 32 ? min(part.first.n_pages, p.stages) : 0;
     }
     __syncthreads();
+    int n_guessed = sm.n_guessed;
     wait_prior_grid();
     launch_dependents(); /* only now: what follows reads lengths before it waits for this grid */
-    if (producer)
-        pages = first_pages(p, part.first, lane); /* on the way while lengths are checked */
-    if (!is_current(p, part, lane)) {
-        part = load_part(p, lane);
+    RawSequence now = load_raw(p, lane); /* small loads first: they would queue behind the pages */
+    if (producer) {
+        pages = first_pages(p, part.first, lane);
+        asm volatile("" ::: "memory");
+        if (lane < n_guessed) {
+            sm.line[lane] = part.first.line + lane;
+            load_page(sm, ring, &map, lane, guess.row, guess.page);
+        }
+        __syncwarp();
+    } else {
+        load_queries(sm, p, part.first);
+    }
+    int current = p.n_seqs <= 32 && is_made_of(p, part, now) &&
+                  (lane >= n_guessed || (pages.row == guess.row && pages.page == guess.page));
+    current = __syncthreads_and(current);
+    if (!current) {
+        part = load_scan_part(p, lane);
         if (producer) pages = first_pages(p, part.first, lane);
     }
+    RingPlace at = {n_guessed < p.stages ? n_guessed : 0, n_guessed == p.stages};
     if (producer) {
-        stream_pages(sm, ring, &map, p, part, pages);
+        stream_scan(sm, ring, &map, p, part, pages, current ? n_guessed : 0, at);
     } else {
-        score_pages(sm, ring, p, part);
+        for (int i = 0; i < n_guessed && !current; i++) { /* whatever that was */
+            mbarrier_wait(smem_u32(&sm.full[i]), 0);
+            __syncwarp();
+            if (lane == 0) mbarrier_arrive(smem_u32(&sm.empty[i]));
+        }
+        if (current) at = {0, 0};
+        score_pages(sm, ring, p, part, at, current);
     }
 }
 
@@ -296,13 +335,15 @@ size_t cuda_select_decode_workspace(const msa_context *ctx, const msa_select_arg
     return (size_t)(bytes < MAX_ORDER_BYTES ? bytes : MAX_ORDER_BYTES);
 }
 
+static unsigned n_scans; /* launched so far */
+
 /* How a scan is launched: one CTA per SM and 128 KiB of pages on their way, so that the kernels
  * before and after it find room beside it on the SM. */
 static void choose_scan_shape(const msa_context *ctx, int page_bytes, decode_select *p)
 {
     p->n_ctas = cuda_state(ctx)->n_sms;
+    p->counter = (int)(__atomic_fetch_add(&n_scans, 1u, __ATOMIC_RELAXED) % COUNTERS);
     p->stages = 131072 / page_bytes < MAX_STAGES ? 131072 / page_bytes : MAX_STAGES;
-    p->prefetch = 0;
 }
 
 template <int DIM, int COLUMNS, int KEY_BYTES>
@@ -322,6 +363,10 @@ static msa_status launch_scan(msa_context *ctx, const msa_select_args *args, dec
                                   : cuda_tensor_map(ctx, "select", &paged, box, &map));
     MSA_CUDA_TRY("select", cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                 (int)smem));
+    /* So that the kernels before and after it find room beside it on an SM. */
+    MSA_CUDA_TRY("select",
+                 cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                      cudaSharedmemCarveoutMaxShared));
     decode_launch launch;
     MSA_CUDA_TRY("select",
                  cudaLaunchKernelEx(early_launch(&launch, ctx, p->n_ctas, SCAN_THREADS, smem),
@@ -350,7 +395,7 @@ decode_select cuda_select_decode_line(const msa_context *ctx, const msa_select_a
     p.q_token = q->stride[0] / 2, p.q_group = q->stride[1] / 2;
     p.cu_q = args->cu_seqlens_q, p.cu_k = kv->cu_seqlens_k, p.kv_lens = kv->kv_lens;
     p.page_table = kv->page_table, p.table_stride = kv->page_table_stride;
-    p.n_seqs = kv->n_seqs, p.n_groups = (int)q->shape[1];
+    p.n_tokens = (int)q->shape[0], p.n_seqs = kv->n_seqs, p.n_groups = (int)q->shape[1];
     p.topk = args->topk, p.n_init = args->n_init, p.n_local = args->n_local;
     p.n_ctas = cuda_state(ctx)->n_sms;
     p.columns_log2 = columns_log2, p.groups_log2 = log2_ceil(p.n_groups);
@@ -362,11 +407,27 @@ decode_select cuda_select_decode_line(const msa_context *ctx, const msa_select_a
     return p;
 }
 
+static msa_status run_scan(msa_context *ctx, const msa_select_args *args, void *workspace,
+                           decode_select *p)
+{
+    *p = cuda_select_decode_line(ctx, args, log2_ceil(tile_columns(args)));
+    p->orders = (unsigned *)workspace;
+    return args->kv.k_index.dtype == MSA_DTYPE_BF16 ? choose_scan<2>(ctx, args, p)
+                                                    : choose_scan<1>(ctx, args, p);
+}
+
 msa_status cuda_select_decode(msa_context *ctx, const msa_select_args *args, void *workspace)
 {
-    decode_select p = cuda_select_decode_line(ctx, args, log2_ceil(tile_columns(args)));
-    p.orders = (unsigned *)workspace;
-    MSA_TRY(args->kv.k_index.dtype == MSA_DTYPE_BF16 ? choose_scan<2>(ctx, args, &p)
-                                                     : choose_scan<1>(ctx, args, &p));
+    decode_select p;
+    MSA_TRY(run_scan(ctx, args, workspace, &p));
     return cuda_select_choose(ctx, &p, args->q_index.shape[0] * args->q_index.shape[1]);
+}
+
+msa_status cuda_select_decode_orders(msa_context *ctx, const msa_select_args *args, void *workspace,
+                                     block_orders *out)
+{
+    decode_select p;
+    MSA_TRY(run_scan(ctx, args, workspace, &p));
+    *out = (block_orders){p.orders, p.row_blocks, p.n_init, p.n_local};
+    return MSA_OK;
 }

@@ -11,6 +11,7 @@
 
 #include "backend/cuda/cuda_device.h"
 #include "backend/cuda/ptx.cuh"
+#include "backend/cuda/ring_place.cuh"
 #include "backend/cuda/topk.cuh"
 
 enum { DECODE_BLOCK = 128 }; /* Bk of these kernels */
@@ -20,11 +21,11 @@ typedef struct decode_select {
     int64_t q_token, q_group; /* strides in pairs */
     const int32_t *cu_q, *cu_k, *kv_lens, *page_table;
     int64_t table_stride;
-    int n_seqs, n_groups;
+    int n_tokens, n_seqs, n_groups; /* T, B, Hkv */
     int topk, n_init, n_local;
-    int n_ctas;   /* of the scan */
-    int stages;   /* of its ring of pages */
-    int prefetch; /* pages that a CTA asks for before the kernel before it has ended */
+    int n_ctas;  /* of the scan */
+    int stages;  /* of its ring of pages */
+    int counter; /* of its tickets */
     /* Powers of two, so that nothing is divided: column = token of the tile << groups_log2 | group.
      */
     int columns_log2, groups_log2, tokens_log2;
@@ -81,18 +82,39 @@ struct DecodeSequence {
     int n_tiles, n_pages;      /* items, and pages each of them has to rank */
 };
 
-__device__ __forceinline__ DecodeSequence load_sequence(const decode_select &p, int seq)
+/* What the batch says of a sequence, as it lies in memory. */
+struct RawSequence {
+    int first_token, end_token, first_key, end_key;
+};
+
+__device__ __forceinline__ RawSequence load_raw(const decode_select &p, int seq)
+{
+    RawSequence r = {0, 0, 0, 0};
+    if (seq >= p.n_seqs) return r;
+    r.first_token = load_i32(p.cu_q + seq), r.end_token = load_i32(p.cu_q + seq + 1);
+    if (p.kv_lens) {
+        r.end_key = load_i32(p.kv_lens + seq);
+    } else {
+        r.first_key = load_i32(p.cu_k + seq), r.end_key = load_i32(p.cu_k + seq + 1);
+    }
+    return r;
+}
+
+__device__ __forceinline__ DecodeSequence make_sequence(const decode_select &p, RawSequence r)
 {
     DecodeSequence s = {0, 0, 0, 0, 0};
-    if (seq >= p.n_seqs) return s;
-    s.first_token = load_i32(p.cu_q + seq);
-    s.n_tokens = max(0, load_i32(p.cu_q + seq + 1) - s.first_token);
-    s.length =
-        p.kv_lens ? load_i32(p.kv_lens + seq) : load_i32(p.cu_k + seq + 1) - load_i32(p.cu_k + seq);
+    s.first_token = r.first_token;
+    s.n_tokens = max(0, r.end_token - r.first_token);
+    s.length = r.end_key - r.first_key;
     s.n_tiles = (s.n_tokens + (1 << p.tokens_log2) - 1) >> p.tokens_log2;
     int n_visible = s.length > 0 ? (s.length - 1) / DECODE_BLOCK + 1 : 0; /* (M3) */
     if (n_visible > p.topk) s.n_pages = n_visible - p.n_local - p.n_init; /* others keep all */
     return s;
+}
+
+__device__ __forceinline__ DecodeSequence load_sequence(const decode_select &p, int seq)
+{
+    return make_sequence(p, load_raw(p, seq));
 }
 
 /* 32 neighbouring sequences, one per lane of a warp, and what lies before them on the line. */
@@ -151,13 +173,14 @@ struct DecodeSegment {
     int block;       /* first one */
     int n_pages;     /* 0: the end of the line */
     int last;        /* block that the item has to rank */
+    unsigned line;   /* where its first page stands on the line */
 };
 
 /* The segment at `at` of the line; moves `at` behind it and `c` to its chunk. */
 __device__ __forceinline__ DecodeSegment next_segment(const decode_select &p, DecodeChunk &c,
                                                       unsigned &at, unsigned end, int lane)
 {
-    DecodeSegment s = {0, 0, 0, 0, 0, 0, 0, 0};
+    DecodeSegment s = {0, 0, 0, 0, 0, 0, 0, 0, at};
     if (at >= end) return s;
     while (at >= c.pages_end) {
         if (c.base + 32 >= p.n_seqs) return s;
@@ -176,6 +199,7 @@ __device__ __forceinline__ DecodeSegment next_segment(const decode_select &p, De
     s.block = p.n_init + page;
     s.last = p.n_init + n_pages - 1;
     s.n_pages = (int)min((unsigned)(n_pages - page), end - at);
+    s.line = at;
     at += s.n_pages;
     return s;
 }
@@ -189,7 +213,8 @@ __device__ __forceinline__ unsigned *row_orders(const decode_select &p, const De
     return p.orders + ((int64_t)(s.first_token + token) * p.n_groups + group) * p.row_blocks;
 }
 
-/* A CTA's part of the line, as one warp sees it. */
+/* A CTA's part of the line where all have the same, as one warp sees it: of the eight-bit scan. The
+ * other one shares out otherwise, select_scan.cuh. */
 struct DecodePart {
     DecodeChunk chunk;
     unsigned share, at, end; /* `at`: behind the first segment */
@@ -216,17 +241,8 @@ __device__ __forceinline__ bool is_current(const decode_select &p, const DecodeP
                                s.first_token == old.first_token);
 }
 
-/* ---- producer ---------------------------------------------------------------------------------
+/* ---- pages ------------------------------------------------------------------------------------
  */
-
-/* A place in the ring: the next one, and the parity of its round. */
-struct RingPlace {
-    int stage, round;
-    __device__ __forceinline__ void advance(int stages)
-    {
-        if (++stage == stages) stage = 0, round ^= 1;
-    }
-};
 
 struct PageRow {
     int row, page; /* coordinates of a block in the map of the index keys */
@@ -247,17 +263,7 @@ __device__ __forceinline__ PageRow first_pages(const decode_select &p, const Dec
     return page_row(p, s.seq, s.block + lane);
 }
 
-/* Before the previous kernel has ended: the CTA's first pages into the L2. What is read here may be
- * stale, so it only guides a prefetch; the copy engine ignores coordinates outside the tensor. */
-template <typename Config>
-__device__ __forceinline__ void prefetch_pages(const CUtensorMap *map, const decode_select &p,
-                                               const DecodeSegment &s, PageRow row)
-{
-    if ((int)(threadIdx.x & 31) >= min(s.n_pages, p.prefetch)) return;
-    for (int box = 0; box < Config::ROW_BYTES / Config::BOX_BYTES; box++)
-        tma_prefetch_3d(map, box * 64, row.row, row.page);
-}
-
+/* The pages of a part into a ring, by one warp. */
 template <typename Smem>
 __device__ __forceinline__ void stream_pages(Smem &sm, unsigned char *ring, const CUtensorMap *map,
                                              const decode_select &p, DecodePart &part, PageRow next)
