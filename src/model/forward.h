@@ -72,8 +72,8 @@ typedef struct msa__forward {
     msa__forward_args args;
 
     /* for the largest shapes */
-    msa_plan linear, moe, select_attend, moba_select, token_select, attend, dense_attend, token_attend,
-        lightning;
+    msa_plan linear, moe, select_attend, moba_select, token_select, attend, dense_attend,
+        token_attend, lightning;
 
     /* T = max_tokens, A = activation dtype */
     float *residual;           /* [T, H] */
