@@ -9,7 +9,9 @@ change the work, and one document fills every row, so that a row of 32K has 32K 
 
 import argparse
 import csv
+import ctypes
 import json
+import os
 import pathlib
 import random
 import shutil
@@ -124,6 +126,18 @@ def layer_rows(options, name, config, context, work):
             }
 
 
+def machine(device):
+    """What was measured on, and whose products (docs/env.md)."""
+    name = study_run.device_name(device)
+    if device == "cpu":
+        return name
+    try:
+        ctypes.CDLL(os.environ.get("MSA_CUBLASLT", "libcublasLt.so.13"))
+        return f"{name}, large products through cuBLASLt"
+    except OSError:
+        return f"{name}, own products"
+
+
 def measure_model(options, path, work):
     """All rows of a recipe."""
     recipe = study_recipes.read_json(path)
@@ -136,7 +150,7 @@ def measure(options):
     """Write the rows; how many models failed."""
     commit = options.commit or subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], check=True,
                                               capture_output=True, text=True).stdout.strip()
-    about = {"commit": commit, "machine": study_run.device_name(options.device)}
+    about = {"commit": commit, "machine": machine(options.device)}
     rows, n_failed = [], 0
     with tempfile.TemporaryDirectory() as folder:
         work = pathlib.Path(folder)
