@@ -18,7 +18,6 @@ static int hopper_can(const msa_select_args *args)
 {
     const msa_tensor *q = &args->q_index, *k = &args->kv.k_index;
     return q->dtype == MSA_DTYPE_BF16 && k->dtype != MSA_DTYPE_F32 && args->block_size == 128 &&
-           args->n_local > 0 && /* the fast kernels score no local block */
            (q->shape[2] == 64 || q->shape[2] == 128) && q->stride[0] % 2 == 0 &&
            q->stride[1] % 2 == 0 && /* pairs of numbers are read */
            (uintptr_t)q->data % 4 == 0 && cuda_can_map(k) && k->shape[0] > 0;
@@ -45,8 +44,9 @@ typedef enum select_path { GENERIC, PREFILL, DECODE, PREFILL8, DECODE8 } select_
 static select_path choose_path(const msa_context *ctx, const msa_select_args *args)
 {
     if (!hopper_can(args)) return GENERIC;
+    int scores_local = args->block_scores.data || args->n_local == 0; /* PREFILL alone hides keys */
     int copy = args->index8.keys.n_dims != 0;
-    if (!args->block_scores.data && cuda_select_decode_fits(ctx, args))
+    if (!scores_local && cuda_select_decode_fits(ctx, args))
         return copy && cuda_select8_decode_fits(ctx, args) ? DECODE8 : DECODE;
     return copy && cuda_select8_prefill_fits(ctx, args) ? PREFILL8 : PREFILL;
 }

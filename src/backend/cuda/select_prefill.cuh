@@ -6,7 +6,7 @@
  * registers as the A operand; a page of keys in shared memory is B. A row keeps SLOTS candidate
  * keys: scores above its threshold are appended; full slots are cut back to the best K - |F| and
  * raise the threshold. Forced blocks are not scored, so the loop has no causal mask; only
- * block_scores asks for them.
+ * block_scores, and rows without a forced local block, ask for it.
  */
 #ifndef MSA_CUDA_SELECT_PREFILL_CUH
 #define MSA_CUDA_SELECT_PREFILL_CUH
@@ -266,7 +266,7 @@ __device__ __forceinline__ void score_page(float (&acc)[64], const uint32_t (&a)
     wgmma_commit();
 }
 
-/* Hide keys after the positions of the lane's two rows, (M6). Only block_scores needs it. */
+/* Hide keys after the positions of the lane's two rows, (M6): in blocks that are not whole yet. */
 template <typename C>
 __device__ __forceinline__ void hide_future(float (&acc)[64], const prefill_tile &tile,
                                             int n_groups, int row0, int block)
@@ -458,7 +458,7 @@ __device__ __forceinline__ void take_scores(prefill_smem<C> &sm, float (&acc)[64
                                             const msa_select_args &args, int row0, int block,
                                             int n_learned)
 {
-    if (args.block_scores.data) {
+    if (args.block_scores.data || args.n_local == 0) {
         hide_future<C>(acc, sm.tile, (int)args.q_index.shape[1], row0, block);
     }
     float score = row_maximum(acc) * args.kv.k_index_scale;
