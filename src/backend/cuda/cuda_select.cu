@@ -17,9 +17,10 @@ __global__ void __launch_bounds__(FILL_THREADS) fill_scores_kernel(msa_tensor sc
 static int hopper_can(const msa_select_args *args)
 {
     const msa_tensor *q = &args->q_index, *k = &args->kv.k_index;
-    return q->dtype == MSA_DTYPE_BF16 && k->dtype != MSA_DTYPE_F32 && args->block_size == 128 &&
-           (q->shape[2] == 64 || q->shape[2] == 128) && q->stride[0] % 2 == 0 &&
-           q->stride[1] % 2 == 0 && /* pairs of numbers are read */
+    int small = (args->block_size == 32 || args->block_size == 64) && k->dtype == MSA_DTYPE_BF16;
+    return q->dtype == MSA_DTYPE_BF16 && k->dtype != MSA_DTYPE_F32 &&
+           (args->block_size == 128 || small) && (q->shape[2] == 64 || q->shape[2] == 128) &&
+           q->stride[0] % 2 == 0 && q->stride[1] % 2 == 0 && /* pairs of numbers are read */
            (uintptr_t)q->data % 4 == 0 && cuda_can_map(k) && k->shape[0] > 0;
 }
 
@@ -44,9 +45,10 @@ typedef enum select_path { GENERIC, PREFILL, DECODE, PREFILL8, DECODE8 } select_
 static select_path choose_path(const msa_context *ctx, const msa_select_args *args)
 {
     if (!hopper_can(args)) return GENERIC;
-    int scores_local = args->block_scores.data || args->n_local == 0; /* PREFILL alone hides keys */
+    /* It alone hides keys of a block and knows small ones. */
+    int prefill = args->block_scores.data || args->n_local == 0 || args->block_size != 128;
     int copy = args->index8.keys.n_dims != 0;
-    if (!scores_local && cuda_select_decode_fits(ctx, args))
+    if (!prefill && cuda_select_decode_fits(ctx, args))
         return copy && cuda_select8_decode_fits(ctx, args) ? DECODE8 : DECODE;
     return copy && cuda_select8_prefill_fits(ctx, args) ? PREFILL8 : PREFILL;
 }

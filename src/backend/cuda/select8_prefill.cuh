@@ -15,7 +15,8 @@
 #include "backend/cuda/select_prefill.cuh"
 
 struct scan8_config {
-    static constexpr int DIM = 128, BLOCK = 128, CONSUMERS = 2, THREADS = 128 * (CONSUMERS + 1);
+    static constexpr int DIM = 128, BLOCK = 128, PARTS = 1, CONSUMERS = 2,
+                         THREADS = 128 * (CONSUMERS + 1);
     static constexpr int ROW_TILES = 2, ROWS = 64 * ROW_TILES * CONSUMERS;
     static constexpr int PAGE_BYTES = BLOCK * DIM, STAGES = 10, SLOTS = 32;
     static constexpr int MAX_LEARNED = 16; /* as the plain kernel with tiles of 256 rows */
@@ -64,20 +65,20 @@ __device__ __forceinline__ void scan8_produce(scan8_smem &sm, const CUtensorMap 
     const int32_t *table = args.kv.page_table + tile.seq * args.kv.page_table_stride;
     int lane = threadIdx.x % 32, stage = 0, parity = 1, page = 0, next_page = 0;
     float4 of_page = {}, next = {};
-    for (int b = tile.first_block - 32; b < tile.end_block; b++) {
-        if ((b - tile.first_block) % 32 == 0) {
+    for (int b = tile.first_page - 32; b < tile.end_page; b++) {
+        if ((b - tile.first_page) % 32 == 0) {
             page = next_page;
             of_page = next;
             int ahead = b + 32 + lane;
-            if (ahead < tile.end_block) {
+            if (ahead < tile.end_page) {
                 next_page = table[ahead];
                 const float *x = bounds + next_page * args.index8.bounds.stride[0];
                 next = make_float4(x[0], x[1], x[2], 0);
             }
         }
-        if (b < tile.first_block) continue;
+        if (b < tile.first_page) continue;
         mbarrier_wait(smem_u32(&sm.empty[stage]), parity);
-        if (lane == (b - tile.first_block) % 32) {
+        if (lane == (b - tile.first_page) % 32) {
             uint32_t bar = smem_u32(&sm.full[stage]);
             sm.bounds[stage] = of_page;
             mbarrier_arrive_expect_tx(bar, scan8_config::PAGE_BYTES);
@@ -310,7 +311,7 @@ __device__ __forceinline__ void scan8_consume(scan8_smem &sm, const scan8_params
         row[i].list = p.lists + ((int64_t)blockIdx.x * C::ROWS + r) * C::LIST;
     }
     int acc0[64], acc1[64], stage = 0, parity = 0;
-    int first = tile.first_block, end = tile.end_block, n_init = args.n_init;
+    int first = tile.first_page, end = tile.end_page, n_init = args.n_init;
     for (int b = first; b < end; b++) {
         mbarrier_wait(smem_u32(&sm.full[stage]), parity);
         scan8_score(acc0, a[0], smem_u32(sm.page[stage]));
@@ -342,7 +343,7 @@ __global__ void __launch_bounds__(scan8_config::THREADS, 1)
     int warpgroup = threadIdx.x / 128;
     prefill_tile tile;
     bool exists = scan8_find_tile(p, tile);
-    if (!exists || tile.end_block - tile.first_block < scan8_config::MIN_BLOCKS) {
+    if (!exists || tile.end_page - tile.first_page < scan8_config::MIN_BLOCKS) {
         int slot = blockIdx.x * scan8_config::ROWS + threadIdx.x;
         int64_t row = tile.first_row + threadIdx.x;
         if (threadIdx.x < scan8_config::ROWS) {

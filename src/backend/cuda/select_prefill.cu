@@ -39,7 +39,7 @@ static int n_learned_of(const msa_select_args *args)
 /* 256 rows a CTA while 32 slots a row do, else 128 (prefill_config). */
 static int64_t tile_rows(const msa_select_args *args)
 {
-    return n_learned_of(args) <= 16 ? 256 : 128;
+    return n_learned_of(args) <= 16 && args->block_size == 128 ? 256 : 128;
 }
 
 /* Tiles of the batch at most: every sequence may end with one that is not full. */
@@ -56,7 +56,7 @@ static int choose_shares(const msa_select_args *args, int n_sms)
 {
     int64_t rows = args->q_index.shape[0] * args->q_index.shape[1];
     int64_t n_tiles = (rows + tile_rows(args) - 1) / tile_rows(args);
-    int64_t n_pages = select_max_blocks(args);
+    int64_t n_pages = select_max_blocks(args) * args->block_size / 128;
     int best = 1, most = (int)(4 * n_sms / n_tiles);
     double best_cost = 0;
     if (n_learned_of(args) == 0) return 1;
@@ -87,7 +87,7 @@ static msa_status map_keys(msa_context *ctx, const msa_select_args *args, CUtens
         keys.stride[0] = keys.shape[1] * keys.stride[1];
     }
     bool fp8 = keys.dtype == MSA_DTYPE_F8_E4M3; /* expanded by threads, which read in order */
-    const uint32_t box[3] = {1, 128, fp8 ? (uint32_t)keys.shape[2] : 64};
+    const uint32_t box[3] = {1, (uint32_t)args->block_size, fp8 ? (uint32_t)keys.shape[2] : 64};
     return fp8 ? cuda_tensor_map_plain(ctx, "select", &keys, box, map)
                : cuda_tensor_map(ctx, "select", &keys, box, map);
 }
@@ -102,11 +102,22 @@ static msa_status launch(cudaStream_t stream, const CUtensorMap &map, const pref
     return launch_prefill<prefill_config<64, ROW_TILES, 1>>(stream, map, p);
 }
 
+/* Smaller blocks, of keys in bf16. */
+template <int PARTS>
+static msa_status launch_parts(cudaStream_t stream, const CUtensorMap &map, const prefill_params &p)
+{
+    return p.args.q_index.shape[2] == 128
+               ? launch_prefill<prefill_config<128, 1, 2, PARTS>>(stream, map, p)
+               : launch_prefill<prefill_config<64, 1, 2, PARTS>>(stream, map, p);
+}
+
 static msa_status score_tiles(msa_context *ctx, const prefill_params &p)
 {
     CUtensorMap map;
     MSA_TRY(map_keys(ctx, &p.args, &map));
     cudaStream_t stream = cuda_stream(ctx);
+    if (p.args.block_size == 64) return launch_parts<2>(stream, map, p);
+    if (p.args.block_size == 32) return launch_parts<4>(stream, map, p);
     return tile_rows(&p.args) == 256 ? launch<2>(stream, map, p) : launch<1>(stream, map, p);
 }
 

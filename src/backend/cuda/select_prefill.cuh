@@ -15,27 +15,29 @@
 #include "backend/cuda/select.h"
 #include "backend/cuda/topk.cuh"
 
-/* Di, 64-row tiles per consumer warpgroup, bytes of a key's element: 2 bf16, 1 fp8 E4M3. */
-template <int DIM_, int ROW_TILES_, int KEY_BYTES_> struct prefill_config {
-    static constexpr int DIM = DIM_, ROW_TILES = ROW_TILES_, KEY_BYTES = KEY_BYTES_;
-    static constexpr int BLOCK = 128, CONSUMERS = 2, THREADS = 128 * (CONSUMERS + 1);
+/* Di, 64-row tiles per consumer warpgroup, bytes of a key's element (2 bf16, 1 fp8 E4M3), blocks of
+ * the 128 keys that are scored at a time. */
+template <int DIM_, int ROW_TILES_, int KEY_BYTES_, int PARTS_ = 1> struct prefill_config {
+    static constexpr int DIM = DIM_, ROW_TILES = ROW_TILES_, KEY_BYTES = KEY_BYTES_, PARTS = PARTS_;
+    static constexpr int PAGE = 128, BLOCK = PAGE / PARTS;
+    static constexpr int CONSUMERS = 2, THREADS = 128 * (CONSUMERS + 1);
     static constexpr int ROWS = 64 * ROW_TILES * CONSUMERS;
     /* 256 rows have room for 32 slots, K - |F| <= 16; 128 rows for 128 slots, any K. */
     static constexpr int SLOTS = ROW_TILES == 2 ? 32 : 128;
-    static constexpr int PAGE_BYTES = BLOCK * DIM * 2, HALF_BYTES = BLOCK * 64 * 2;
-    static constexpr int RAW_BYTES = BLOCK * DIM;
+    static constexpr int PAGE_BYTES = PAGE * DIM * 2, HALF_BYTES = PAGE * 64 * 2;
+    static constexpr int RAW_BYTES = PAGE * DIM;
     static constexpr int STAGES = KEY_BYTES == 2   ? (ROW_TILES == 2 ? 5 : 3)
                                   : ROW_TILES == 2 ? 3
                                                    : 2;
     static constexpr int RAW_STAGES = KEY_BYTES == 2 ? 0 : ROW_TILES == 2 ? 4 : 2;
 };
 
-/* A CTA's rows and blocks. */
+/* A CTA's rows and pages. */
 struct prefill_tile {
     int seq, first_token;      /* of the sequence, in the batch */
     int64_t first_row, n_rows; /* rows of the sequence: token * Hkv + group */
     int64_t first_position;    /* of the sequence's first query token */
-    int first_block, end_block;
+    int first_page, end_page;
 };
 
 /* Shared memory. Pages lie in halves of 64 columns, 128 bytes a row, with the 128-byte swizzle. */
@@ -89,8 +91,8 @@ __device__ __forceinline__ bool find_tile(const msa_select_args &args, int x, pr
     return false;
 }
 
-/* Blocks that this CTA scores: its share of those that compete, or of all when scores are wanted.
- */
+/* Pages that this CTA scores: its share of those whose blocks compete, or of all when scores are
+ * wanted. */
 template <typename C>
 __device__ __forceinline__ void share_blocks(const msa_select_args &args, prefill_tile &tile,
                                              int share, int n_shares)
@@ -103,28 +105,44 @@ __device__ __forceinline__ void share_blocks(const msa_select_args &args, prefil
         end = max(first, n_visible - args.n_local);
         if (args.topk == args.n_init + args.n_local) end = first;
     }
-    tile.first_block = first + (int)((int64_t)(end - first) * share / n_shares);
-    tile.end_block = first + (int)((int64_t)(end - first) * (share + 1) / n_shares);
+    first /= C::PARTS;
+    end = (end + C::PARTS - 1) / C::PARTS;
+    tile.first_page = first + (int)((int64_t)(end - first) * share / n_shares);
+    tile.end_page = first + (int)((int64_t)(end - first) * (share + 1) / n_shares);
 }
 
 /* ---- producer ------------------------------------------------------------------------------- */
 
+/* Where the blocks of a page start: a page of the cache, or a row of packed keys. */
+template <typename C> struct page_place {
+    int row[C::PARTS], page[C::PARTS];
+};
+
 template <typename C>
 __device__ __forceinline__ void load_page(unsigned char *to, const CUtensorMap *map, uint32_t bar,
-                                          int row, int page)
+                                          const page_place<C> &at)
 {
-    uint32_t dst = smem_u32(to);
-    mbarrier_arrive_expect_tx(bar, C::BLOCK * C::DIM * C::KEY_BYTES);
-    tma_load_3d(dst, map, bar, 0, row, page);
-    if (C::DIM * C::KEY_BYTES > 128) tma_load_3d(dst + C::HALF_BYTES, map, bar, 64, row, page);
+    mbarrier_arrive_expect_tx(bar, C::PAGE * C::DIM * C::KEY_BYTES);
+#pragma unroll
+    for (int i = 0; i < C::PARTS; i++) {
+        uint32_t dst = smem_u32(to) + i * C::BLOCK * 128;
+        tma_load_3d(dst, map, bar, 0, at.row[i], at.page[i]);
+        if (C::DIM * C::KEY_BYTES > 128)
+            tma_load_3d(dst + C::HALF_BYTES, map, bar, 64, at.row[i], at.page[i]);
+    }
 }
 
-/* Where block b starts: a page, or a row of packed keys. */
-__device__ __forceinline__ void locate(const msa_kv_view &kv, int seq, int b, int block_size,
-                                       int &row, int &page)
+/* Blocks past the sequence's last, n_blocks - 1, are that one again: none of them competes. */
+template <typename C>
+__device__ __forceinline__ void locate(const msa_kv_view &kv, int seq, int page, int n_blocks,
+                                       page_place<C> &at)
 {
-    row = kv.page_table ? 0 : kv.cu_seqlens_k[seq] + b * block_size;
-    page = kv.page_table ? kv.page_table[seq * kv.page_table_stride + b] : 0;
+#pragma unroll
+    for (int i = 0; i < C::PARTS; i++) {
+        int b = C::PARTS == 1 ? page : min(page * C::PARTS + i, n_blocks - 1);
+        at.row[i] = kv.page_table ? 0 : kv.cu_seqlens_k[seq] + b * C::BLOCK;
+        at.page[i] = kv.page_table ? kv.page_table[seq * kv.page_table_stride + b] : 0;
+    }
 }
 
 template <typename C>
@@ -132,16 +150,15 @@ __device__ __forceinline__ void produce_bf16(prefill_smem<C> &sm, const CUtensor
                                              const msa_kv_view &kv)
 {
     const prefill_tile tile = sm.tile;
-    if (threadIdx.x % 128 != 0 || tile.first_block == tile.end_block) return;
-    int stage = 0, parity = 1, row, page;
-    locate(kv, tile.seq, tile.first_block, C::BLOCK, row, page);
-    for (int b = tile.first_block; b < tile.end_block; b++) {
-        int next_row, next_page; /* the table is read one block ahead */
-        locate(kv, tile.seq, min(b + 1, tile.end_block - 1), C::BLOCK, next_row, next_page);
+    if (threadIdx.x % 128 != 0 || tile.first_page == tile.end_page) return;
+    int stage = 0, parity = 1, n_blocks = (int)((kv_length(kv, tile.seq) - 1) / C::BLOCK) + 1;
+    page_place<C> at, next; /* the table is read one page ahead */
+    locate(kv, tile.seq, tile.first_page, n_blocks, at);
+    for (int page = tile.first_page; page < tile.end_page; page++) {
+        locate(kv, tile.seq, min(page + 1, tile.end_page - 1), n_blocks, next);
         mbarrier_wait(smem_u32(&sm.empty[stage]), parity);
-        load_page<C>(sm.page[stage], map, smem_u32(&sm.full[stage]), row, page);
-        row = next_row;
-        page = next_page;
+        load_page<C>(sm.page[stage], map, smem_u32(&sm.full[stage]), at);
+        at = next;
         if (++stage == C::STAGES) {
             stage = 0;
             parity ^= 1;
@@ -168,7 +185,7 @@ __device__ __forceinline__ void expand_page(unsigned char *page, const unsigned 
 {
     constexpr int CHUNKS = C::DIM / 16; /* of a row */
 #pragma unroll 2
-    for (int i = threadIdx.x % 128; i < C::BLOCK * CHUNKS; i += 128) {
+    for (int i = threadIdx.x % 128; i < C::PAGE * CHUNKS; i += 128) {
         int r = i / CHUNKS, chunk = i % CHUNKS, column = chunk * 16;
         uint4 x = *(const uint4 *)(raw + r * C::DIM + column);
         uint4 low = fp8x8_to_bf16x8(x.x, x.y), high = fp8x8_to_bf16x8(x.z, x.w);
@@ -186,12 +203,13 @@ __device__ __forceinline__ void produce_fp8(prefill_smem<C> &sm, const CUtensorM
                                             const msa_kv_view &kv)
 {
     const prefill_tile tile = sm.tile;
-    int n = tile.end_block - tile.first_block;
+    int n = tile.end_page - tile.first_page;
     for (int i = 1 - C::RAW_STAGES; i < n; i++) {
-        int ahead = i + C::RAW_STAGES - 1, slot = ahead % C::RAW_STAGES, row, page;
+        int ahead = i + C::RAW_STAGES - 1, slot = ahead % C::RAW_STAGES;
         if (threadIdx.x % 128 == 0 && ahead < n) { /* its slot was expanded before the barrier */
-            locate(kv, tile.seq, tile.first_block + ahead, C::BLOCK, row, page);
-            load_page<C>(sm.raw[slot], map, smem_u32(&sm.raw_full[slot]), row, page);
+            page_place<C> at;
+            locate(kv, tile.seq, tile.first_page + ahead, 0, at); /* a page is a block here */
+            load_page<C>(sm.raw[slot], map, smem_u32(&sm.raw_full[slot]), at);
         }
         if (i < 0) continue;
         int stage = i % C::STAGES;
@@ -269,14 +287,14 @@ __device__ __forceinline__ void score_page(float (&acc)[64], const uint32_t (&a)
 /* Hide keys after the positions of the lane's two rows, (M6): in blocks that are not whole yet. */
 template <typename C>
 __device__ __forceinline__ void hide_future(float (&acc)[64], const prefill_tile &tile,
-                                            int n_groups, int row0, int block)
+                                            int n_groups, int row0, int page)
 {
     int lane = threadIdx.x % 32;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         int64_t row = tile.first_row + row0 + lane / 4 + half * 8;
-        int64_t visible = tile.first_position + row / n_groups + 1 - (int64_t)block * C::BLOCK;
-        if (visible >= C::BLOCK) continue;
+        int64_t visible = tile.first_position + row / n_groups + 1 - (int64_t)page * C::PAGE;
+        if (visible >= C::PAGE) continue;
         int end = max((int)visible, 0) - lane % 4 * 2; /* of the lane's columns */
 #pragma unroll
         for (int i = half * 2; i < 64; i += 4) {
@@ -286,12 +304,14 @@ __device__ __forceinline__ void hide_future(float (&acc)[64], const prefill_tile
     }
 }
 
-/* Maximum of the two rows of a quad; even lanes return row +0, odd lanes row +8. NaN never wins. */
+/* Maximum of the two rows of a quad over block PART of a page's PARTS; even lanes return row +0,
+ * odd lanes row +8. NaN never wins. */
+template <int PARTS = 1, int PART = 0>
 __device__ __forceinline__ float row_maximum(const float (&acc)[64])
 {
     float low = -INFINITY, high = -INFINITY;
 #pragma unroll
-    for (int j = 0; j < 16; j++) {
+    for (int j = PART * 16 / PARTS; j < (PART + 1) * 16 / PARTS; j++) {
         low = fmaxf(low, fmaxf(acc[4 * j], acc[4 * j + 1]));
         high = fmaxf(high, fmaxf(acc[4 * j + 2], acc[4 * j + 3]));
     }
@@ -452,18 +472,22 @@ __device__ __forceinline__ void write_score(const msa_select_args &args, const p
                         flat % n_groups * out.stride[1] + block] = score;
 }
 
-/* Scores of a page in the accumulators -> candidates of the tile's rows. */
-template <typename C>
+/* Scores of a page in the accumulators, from its block PART on -> candidates of the tile's rows. */
+template <typename C, int PART = 0>
 __device__ __forceinline__ void take_scores(prefill_smem<C> &sm, float (&acc)[64], prefill_row &row,
-                                            const msa_select_args &args, int row0, int block,
+                                            const msa_select_args &args, int row0, int page,
                                             int n_learned)
 {
-    if (args.block_scores.data || args.n_local == 0) {
-        hide_future<C>(acc, sm.tile, (int)args.q_index.shape[1], row0, block);
+    int block = page * C::PARTS + PART;
+    if (PART == 0 && (args.block_scores.data || args.n_local == 0)) {
+        hide_future<C>(acc, sm.tile, (int)args.q_index.shape[1], row0, page);
     }
-    float score = row_maximum(acc) * args.kv.k_index_scale;
+    float score = row_maximum<C::PARTS, PART>(acc) * args.kv.k_index_scale;
     if (args.block_scores.data) write_score(args, sm.tile, row0, score, block);
     offer(sm, row, row0, score, block, args.n_init, n_learned);
+    if constexpr (PART + 1 < C::PARTS) {
+        take_scores<C, PART + 1>(sm, acc, row, args, row0, page, n_learned);
+    }
 }
 
 /* Position in the ring of pages. */
@@ -485,7 +509,7 @@ __device__ __forceinline__ void
 score_two_tiles(prefill_smem<C> &sm, const uint32_t (&a)[2][C::DIM / 16][4], prefill_row (&row)[2],
                 const msa_select_args &args, int row0, int n_learned)
 {
-    int b = sm.tile.first_block, end = sm.tile.end_block;
+    int b = sm.tile.first_page, end = sm.tile.end_page;
     if (b == end) return;
     float acc0[64], acc1[64];
     ring_place at = {0, 0};
@@ -496,14 +520,14 @@ score_two_tiles(prefill_smem<C> &sm, const uint32_t (&a)[2][C::DIM / 16][4], pre
     for (; b < end; b++) {
         uint32_t empty = smem_u32(&sm.empty[at.stage]);
         score_page<C>(acc1, a[1], smem_u32(sm.page[at.stage]));
-        take_scores(sm, acc0, row[0], args, row0, b, n_learned);
+        take_scores<C>(sm, acc0, row[0], args, row0, b, n_learned);
         step_ring<C>(at);
         if (b + 1 < end) mbarrier_wait(smem_u32(&sm.full[at.stage]), at.parity);
         wgmma_wait<0>();
         pin(acc1);
         if (threadIdx.x % 128 == 0) mbarrier_arrive(empty);
         score_page<C>(acc0, a[0], smem_u32(sm.page[at.stage])); /* past the last: never used */
-        take_scores(sm, acc1, row[1], args, row0 + 64, b, n_learned);
+        take_scores<C>(sm, acc1, row[1], args, row0 + 64, b, n_learned);
         wgmma_wait<0>();
         pin(acc0);
     }
@@ -517,14 +541,14 @@ score_one_tile(prefill_smem<C> &sm, const uint32_t (&a)[C::DIM / 16][4], prefill
 {
     float acc[64];
     ring_place at = {0, 0};
-    for (int b = sm.tile.first_block, end = sm.tile.end_block; b < end; b++) {
+    for (int b = sm.tile.first_page, end = sm.tile.end_page; b < end; b++) {
         mbarrier_wait(smem_u32(&sm.full[at.stage]), at.parity);
         score_page<C>(acc, a, smem_u32(sm.page[at.stage]));
         wgmma_wait<0>();
         pin(acc);
         if (threadIdx.x % 128 == 0) mbarrier_arrive(smem_u32(&sm.empty[at.stage]));
         step_ring<C>(at);
-        take_scores(sm, acc, row, args, row0, b, n_learned);
+        take_scores<C>(sm, acc, row, args, row0, b, n_learned);
     }
 }
 
