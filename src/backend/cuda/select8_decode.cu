@@ -110,24 +110,7 @@ __device__ __forceinline__ void pool_part(int *best, const int (&d)[COLUMNS / 2]
     int lane = threadIdx.x & 31, m[2 * TILES]; /* columns 8 i + 2 (lane % 4) + j at 2 i + j */
 #pragma unroll
     for (int i = 0; i < 2 * TILES; i++) m[i] = max(d[i / 2 * 4 + i % 2], d[i / 2 * 4 + i % 2 + 2]);
-    int tile = 0; /* where there are 8 a lane ends with one: an exchange halves its columns */
-#pragma unroll
-    for (int w = 16, n = 2 * TILES; w >= 4; w /= 2) {
-        if (n > 2) {
-            n /= 2;
-            int upper = (lane & w) != 0;
-            tile = 2 * tile + upper;
-#pragma unroll
-            for (int i = 0; i < TILES; i++) {
-                if (i >= n) continue;
-                int keep = upper ? m[i + n] : m[i], give = upper ? m[i] : m[i + n];
-                m[i] = max(keep, __shfl_xor_sync(~0u, give, w));
-            }
-        } else {
-#pragma unroll
-            for (int i = 0; i < 2; i++) m[i] = max(m[i], __shfl_xor_sync(~0u, m[i], w));
-        }
-    }
+    int tile = fold_columns<TILES>(m, lane, fold_ints());
     if (TILES == 8 || lane < 4) {
 #pragma unroll
         for (int i = 0; i < 2; i++) best[8 * tile + 2 * (lane % 4) + i] = m[i];

@@ -148,25 +148,7 @@ __device__ __forceinline__ void pool_page(unsigned (&block_max)[COLUMNS][CHUNK +
         int at = i / 2 * 4 + i % 2;
         m[i] = fmaxf(fmaxf(d[at], d[at + 2]), -INFINITY);
     }
-    int tile =
-        0; /* a lane ends with one tile where there are 8: each exchange halves its columns */
-#pragma unroll
-    for (int w = 16, n = 2 * TILES; w >= 4; w /= 2) {
-        if (n > 2) {
-            n /= 2;
-            int upper = (lane & w) != 0;
-            tile = 2 * tile + upper;
-#pragma unroll
-            for (int i = 0; i < TILES; i++) {
-                if (i >= n) continue;
-                float keep = upper ? m[i + n] : m[i], give = upper ? m[i] : m[i + n];
-                m[i] = fmaxf(keep, __shfl_xor_sync(~0u, give, w));
-            }
-        } else {
-#pragma unroll
-            for (int i = 0; i < 2; i++) m[i] = fmaxf(m[i], __shfl_xor_sync(~0u, m[i], w));
-        }
-    }
+    int tile = fold_columns<TILES>(m, lane, fold_floats());
     if (TILES == 8 || lane < 4) {
 #pragma unroll
         for (int i = 0; i < 2; i++)

@@ -298,4 +298,48 @@ __device__ __forceinline__ void stream_pages(Smem &sm, unsigned char *ring, cons
     }
 }
 
+/* ---- maxima of a warp's keys --------------------------------------------------------------------
+ */
+
+struct fold_floats {
+    __device__ __forceinline__ float operator()(float x, float y) const
+    {
+        return fmaxf(x, y);
+    }
+};
+struct fold_ints {
+    __device__ __forceinline__ int operator()(int x, int y) const
+    {
+        return max(x, y);
+    }
+};
+
+/* The larger of what the warp's eight lanes of a column hold; number 2 i + j of a lane is of column
+ * 8 i + 2 (lane % 4) + j. Returns the i of the columns whose maxima m[0] and m[1] then are: with
+ * one tile of 8 columns the same in every lane, with eight tiles one for each lane of the eight,
+ * since an exchange halves a lane's columns. */
+template <int TILES, typename T, typename Larger>
+__device__ __forceinline__ int fold_columns(T (&m)[2 * TILES], int lane, Larger larger)
+{
+    int tile = 0;
+#pragma unroll
+    for (int w = 16, n = 2 * TILES; w >= 4; w /= 2) {
+        if (n > 2) {
+            n /= 2;
+            int upper = (lane & w) != 0;
+            tile = 2 * tile + upper;
+#pragma unroll
+            for (int i = 0; i < TILES; i++) {
+                if (i >= n) continue;
+                T keep = upper ? m[i + n] : m[i], give = upper ? m[i] : m[i + n];
+                m[i] = larger(keep, __shfl_xor_sync(~0u, give, w));
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < 2; i++) m[i] = larger(m[i], __shfl_xor_sync(~0u, m[i], w));
+        }
+    }
+    return tile;
+}
+
 #endif
