@@ -70,9 +70,7 @@ __device__ __forceinline__ void gather_queries(Smem<D, FP8> &sm, int &tile, cons
         mbarrier_wait(smem_u32(&sm.q_empty[slot]), ((tile / SLOTS) & 1) ^ 1);
         uint32_t bar = smem_u32(&sm.q_full[slot]);
         if (lane < tokens) sm.entry[slot][lane] = lane < valid ? entry : -1;
-        __syncwarp();
-        if (lane == 0) mbarrier_arrive_expect_tx(bar, TileBytes<D>::QUERIES);
-        __syncwarp();
+        mbarrier_arrive_warp_expect_tx(bar, TileBytes<D>::QUERIES);
         if (lane < tokens * (D / 64)) {
             int token = lane & (tokens - 1), half = lane >> tokens_log2;
             tma_load_3d(smem_u32(sm.q[slot]) + half * TileBytes<D>::HALF_ROWS +
@@ -132,11 +130,8 @@ template <int D, int FP8> __device__ __forceinline__ void widener(Smem<D, FP8> &
             sm.head[stage] = sm.raw_head;
         }
         fence_proxy_async();
-        __syncwarp();
-        if (thread % 32 == 0) {
-            mbarrier_arrive(smem_u32(&sm.kv_full[stage]));
-            mbarrier_arrive(smem_u32(&sm.raw_empty));
-        }
+        mbarrier_arrive_warp(smem_u32(&sm.kv_full[stage]));
+        mbarrier_arrive_warp(smem_u32(&sm.raw_empty));
         if (count == 0) break;
     }
 }
@@ -145,8 +140,7 @@ template <int D, int FP8> __device__ __forceinline__ void widener(Smem<D, FP8> &
 __device__ __forceinline__ void release_slot(uint64_t *q_empty)
 {
     bulk_wait_read();
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) mbarrier_arrive(smem_u32(q_empty));
+    mbarrier_arrive_warp(smem_u32(q_empty));
 }
 
 template <int D, int FP8>
@@ -214,8 +208,7 @@ __device__ __forceinline__ void consumer(Smem<D, FP8> &sm, const attend_piece &p
             attend_queries(sm, p, slot, stored_slot, stage, s, o);
         }
         first_tile += n_tiles;
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) mbarrier_arrive(smem_u32(&sm.kv_empty[stage]));
+        mbarrier_arrive_warp(smem_u32(&sm.kv_empty[stage]));
     }
     bulk_wait();
 }
@@ -236,15 +229,15 @@ __global__ void __launch_bounds__(threads_of(FP8), 1)
     Smem<D, FP8> &sm = *(Smem<D, FP8> *)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
     if (threadIdx.x == 0) {
         for (int i = 0; i < Smem<D, FP8>::SLOTS; i++) {
-            mbarrier_init(smem_u32(&sm.q_full[i]), 1);
-            mbarrier_init(smem_u32(&sm.q_empty[i]), CONSUMER_WARPS / 2);
+            mbarrier_init(smem_u32(&sm.q_full[i]), WARP_ARRIVALS);
+            mbarrier_init(smem_u32(&sm.q_empty[i]), CONSUMER_WARPS / 2 * WARP_ARRIVALS);
         }
         for (int i = 0; i < KV_STAGES; i++) {
-            mbarrier_init(smem_u32(&sm.kv_full[i]), FP8 ? WIDEN_WARPS : 1);
-            mbarrier_init(smem_u32(&sm.kv_empty[i]), CONSUMER_WARPS);
+            mbarrier_init(smem_u32(&sm.kv_full[i]), FP8 ? WIDEN_WARPS * WARP_ARRIVALS : 1);
+            mbarrier_init(smem_u32(&sm.kv_empty[i]), CONSUMER_WARPS * WARP_ARRIVALS);
         }
         mbarrier_init(smem_u32(&sm.raw_full), 1);
-        mbarrier_init(smem_u32(&sm.raw_empty), WIDEN_WARPS);
+        mbarrier_init(smem_u32(&sm.raw_empty), WIDEN_WARPS * WARP_ARRIVALS);
         fence_mbarrier_init();
     }
     __syncthreads();

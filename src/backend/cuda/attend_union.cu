@@ -128,11 +128,8 @@ __device__ __forceinline__ void widen_stage(const unsigned char *from, unsigned 
 {
     widen_tile<D>(from, to, thread, 32 * WIDEN_WARPS);
     fence_proxy_async();
-    __syncwarp();
-    if (thread % 32 == 0) {
-        mbarrier_arrive(smem_u32(full));
-        mbarrier_arrive(smem_u32(raw_empty));
-    }
+    mbarrier_arrive_warp(smem_u32(full));
+    mbarrier_arrive_warp(smem_u32(raw_empty));
 }
 /* fp8 only: warps 9 to 15. */
 template <int D, int FP8> __device__ __forceinline__ void widener(Smem<D, FP8> &sm)
@@ -209,9 +206,7 @@ __device__ __forceinline__ void consumer(Smem<D, FP8> &sm, const attend_piece &p
         mbarrier_wait(smem_u32(&sm.v_full[n % V_STAGES]), (n / V_STAGES) & 1);
         if (n_valid < TILE_KEYS) clear_values<D>(sm.v[n % V_STAGES], n_valid);
     };
-    auto release = [&](uint64_t *empty) {
-        if (lane == 0) mbarrier_arrive(smem_u32(empty));
-    };
+    auto release = [&](uint64_t *empty) { mbarrier_arrive_warp(smem_u32(empty)); };
     for (int n = 0, block = 0;; n++) {
         int slot = n % SLOTS;
         mbarrier_wait(smem_u32(&sm.q_full[slot][wg]), (n / SLOTS) & 1);
@@ -295,21 +290,21 @@ __global__ void __launch_bounds__(threads_of(FP8), 1)
     if (threadIdx.x == 0) {
         for (int i = 0; i < 2 * Smem<D, FP8>::QUERY_SLOTS; i++) {
             mbarrier_init(smem_u32(&sm.q_full[i / 2][i % 2]), 1);
-            mbarrier_init(smem_u32(&sm.q_empty[i / 2][i % 2]), CONSUMER_WARPS / 2);
+            mbarrier_init(smem_u32(&sm.q_empty[i / 2][i % 2]), CONSUMER_WARPS / 2 * WARP_ARRIVALS);
         }
         for (int i = 0; i < Smem<D, FP8>::K_STAGES; i++) {
-            mbarrier_init(smem_u32(&sm.k_full[i]), FP8 ? WIDEN_WARPS : 1);
-            mbarrier_init(smem_u32(&sm.k_empty[i]), CONSUMER_WARPS);
+            mbarrier_init(smem_u32(&sm.k_full[i]), FP8 ? WIDEN_WARPS * WARP_ARRIVALS : 1);
+            mbarrier_init(smem_u32(&sm.k_empty[i]), CONSUMER_WARPS * WARP_ARRIVALS);
         }
         for (int i = 0; i < Smem<D, FP8>::V_STAGES; i++) {
-            mbarrier_init(smem_u32(&sm.v_full[i]), FP8 ? WIDEN_WARPS : 1);
-            mbarrier_init(smem_u32(&sm.v_empty[i]), CONSUMER_WARPS);
+            mbarrier_init(smem_u32(&sm.v_full[i]), FP8 ? WIDEN_WARPS * WARP_ARRIVALS : 1);
+            mbarrier_init(smem_u32(&sm.v_empty[i]), CONSUMER_WARPS * WARP_ARRIVALS);
         }
         for (int i = 0; i < Smem<D, FP8>::RAW_STAGES; i++) {
             mbarrier_init(smem_u32(&sm.raw_k_full[i]), 1);
             mbarrier_init(smem_u32(&sm.raw_v_full[i]), 1);
-            mbarrier_init(smem_u32(&sm.raw_k_empty[i]), WIDEN_WARPS);
-            mbarrier_init(smem_u32(&sm.raw_v_empty[i]), WIDEN_WARPS);
+            mbarrier_init(smem_u32(&sm.raw_k_empty[i]), WIDEN_WARPS * WARP_ARRIVALS);
+            mbarrier_init(smem_u32(&sm.raw_v_empty[i]), WIDEN_WARPS * WARP_ARRIVALS);
         }
         fence_mbarrier_init();
     }

@@ -32,6 +32,29 @@ __device__ __forceinline__ void mbarrier_arrive(uint32_t bar)
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
 }
 // Arrive on the barrier at the same offset in another CTA of the cluster.
+
+/* One arrival stands for what all lanes of a warp have done. racecheck follows only lanes that
+ * arrive themselves, so in a build for it (MSA_RACECHECK) every lane does. */
+#ifdef MSA_RACECHECK
+constexpr int WARP_ARRIVALS = 32;
+#else
+constexpr int WARP_ARRIVALS = 1;
+#endif
+__device__ __forceinline__ void mbarrier_arrive_warp(uint32_t bar)
+{
+    __syncwarp();
+    if (WARP_ARRIVALS == 32 || threadIdx.x % 32 == 0) mbarrier_arrive(bar);
+}
+__device__ __forceinline__ void mbarrier_arrive_warp_expect_tx(uint32_t bar, int bytes)
+{
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) {
+        mbarrier_arrive_expect_tx(bar, bytes);
+    } else if (WARP_ARRIVALS == 32) {
+        mbarrier_arrive(bar);
+    }
+    __syncwarp();
+}
 __device__ __forceinline__ void mbarrier_arrive_cluster(uint32_t bar, int cta)
 {
     asm volatile("{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
