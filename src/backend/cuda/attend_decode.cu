@@ -266,7 +266,7 @@ __global__ void __launch_bounds__(THREADS, 2)
     using Smem = AttendSmem<D, BYTES>;
     using Config = AttendConfig<D, BYTES>;
     extern __shared__ unsigned char raw[];
-    unsigned char *ring = raw + (-smem_u32(raw) & 1023); /* the compiler sees shared memory */
+    unsigned char *ring = align_shared(raw);
     Smem &sm = *(Smem *)(ring + p.ring * Config::TILE_BYTES);
     if (threadIdx.x == 0) {
 #pragma unroll 1

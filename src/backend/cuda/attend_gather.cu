@@ -226,7 +226,7 @@ __global__ void __launch_bounds__(threads_of(FP8), 1)
         wait_prior_grid();
         return;
     }
-    Smem<D, FP8> &sm = *(Smem<D, FP8> *)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
+    Smem<D, FP8> &sm = *(Smem<D, FP8> *)align_shared(raw);
     if (threadIdx.x == 0) {
         for (int i = 0; i < Smem<D, FP8>::SLOTS; i++) {
             mbarrier_init(smem_u32(&sm.q_full[i]), WARP_ARRIVALS);

@@ -286,7 +286,7 @@ __global__ void __launch_bounds__(threads_of(FP8), 1)
                         const __grid_constant__ attend_piece p)
 {
     extern __shared__ unsigned char raw[];
-    Smem<D, FP8> &sm = *(Smem<D, FP8> *)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
+    Smem<D, FP8> &sm = *(Smem<D, FP8> *)align_shared(raw);
     if (threadIdx.x == 0) {
         for (int i = 0; i < 2 * Smem<D, FP8>::QUERY_SLOTS; i++) {
             mbarrier_init(smem_u32(&sm.q_full[i / 2][i % 2]), 1);

@@ -156,7 +156,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
     ring_kernel(const __grid_constant__ ring_product r)
 {
     extern __shared__ unsigned char raw[];
-    ring_shared &shared = *(ring_shared *)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
+    ring_shared &shared = *(ring_shared *)align_shared(raw);
     int wg = threadIdx.x / 128, rank = blockIdx.x % CLUSTER;
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) {

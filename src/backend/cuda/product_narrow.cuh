@@ -194,8 +194,7 @@ __global__ void __launch_bounds__(narrow_config<F8, N>::THREADS)
     typedef narrow_config<F8, N> config;
     constexpr int FEATURES = PAIR ? NARROW_ROWS / 2 : NARROW_ROWS;
     extern __shared__ unsigned char raw[];
-    narrow_shared<F8, N> &shared =
-        *(narrow_shared<F8, N> *)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
+    narrow_shared<F8, N> &shared = *(narrow_shared<F8, N> *)align_shared(raw);
     int warp = threadIdx.x / 32;
     product_tile tile = {&p.single, p.first_feature + (int32_t)blockIdx.x * FEATURES, 0, p.n_rows};
     if (p.table) {

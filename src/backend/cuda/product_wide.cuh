@@ -273,7 +273,7 @@ __global__ void __launch_bounds__(wide_config<F8>::THREADS, 1)
 {
     typedef wide_config<F8> config;
     extern __shared__ unsigned char raw[];
-    wide_shared<F8> &shared = *(wide_shared<F8> *)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
+    wide_shared<F8> &shared = *(wide_shared<F8> *)align_shared(raw);
     int wg = threadIdx.x / 128, first_consumer = F8 ? 2 : 1;
     if (threadIdx.x == 0) {
         for (int i = 0; i < config::STAGES; i++) {

@@ -11,6 +11,13 @@ __device__ __forceinline__ uint32_t smem_u32(const void *p)
     return (uint32_t)__cvta_generic_to_shared(p);
 }
 
+/* The first multiple of 1,024 from raw on, as the 128-byte swizzle needs it. Found by an offset:
+ * behind a pointer made from an integer the compiler would not know shared memory. */
+__device__ __forceinline__ unsigned char *align_shared(unsigned char *raw)
+{
+    return raw + (-smem_u32(raw) & 1023);
+}
+
 // ---- mbarrier -----------------------------------------------------------------------------------
 
 __device__ __forceinline__ void mbarrier_init(uint32_t bar, int count)

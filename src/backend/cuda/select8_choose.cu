@@ -331,7 +331,7 @@ __global__ void __launch_bounds__(CHOOSE_THREADS, 2)
                    int cluster)
 {
     extern __shared__ unsigned char raw[];
-    Choose8Smem &sm = *(Choose8Smem *)(raw + (-smem_u32(raw) & 1023));
+    Choose8Smem &sm = *(Choose8Smem *)align_shared(raw);
     const decode_select &line = p.line;
     int row = blockIdx.x / cluster, rank = blockIdx.x % cluster;
     int group = row % line.n_groups, token = row / line.n_groups;

@@ -217,7 +217,7 @@ __global__ void __launch_bounds__(SCAN_THREADS, 1)
     scan8_kernel(const __grid_constant__ CUtensorMap map, const __grid_constant__ decode8 p)
 {
     extern __shared__ unsigned char raw[];
-    unsigned char *ring = raw + (-smem_u32(raw) & 1023);
+    unsigned char *ring = align_shared(raw);
     Scan8Smem<COLUMNS> &sm = *(Scan8Smem<COLUMNS> *)(ring + p.line.stages * Page8::PAGE_BYTES);
     int lane = threadIdx.x & 31, producer = threadIdx.x >= SCAN_CONSUMERS;
     if (threadIdx.x == SCAN_CONSUMERS) {

@@ -339,7 +339,7 @@ __global__ void __launch_bounds__(scan8_config::THREADS, 1)
     scan8_kernel(const __grid_constant__ CUtensorMap map, const __grid_constant__ scan8_params p)
 {
     extern __shared__ unsigned char raw_smem[];
-    scan8_smem &sm = *(scan8_smem *)(((uintptr_t)raw_smem + 1023) & ~(uintptr_t)1023);
+    scan8_smem &sm = *(scan8_smem *)align_shared(raw_smem);
     int warpgroup = threadIdx.x / 128;
     prefill_tile tile;
     bool exists = scan8_find_tile(p, tile);

@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(RESCORE_THREADS, 1)
                    const __grid_constant__ rescore_params p)
 {
     extern __shared__ unsigned char raw_smem[];
-    rescore_smem &sm = *(rescore_smem *)(((uintptr_t)raw_smem + 1023) & ~(uintptr_t)1023);
+    rescore_smem &sm = *(rescore_smem *)align_shared(raw_smem);
     int lane = threadIdx.x % 32, n_items = *p.n_items, buffer = 0;
     if (threadIdx.x == 0) {
         mbarrier_init(smem_u32(&sm.full[0]), 1);

@@ -223,7 +223,7 @@ __global__ void __launch_bounds__(SCAN_THREADS, 1)
     using Smem = ScanSmem<DIM, COLUMNS, KEY_BYTES>;
     using Config = typename Smem::Config;
     extern __shared__ unsigned char raw[];
-    unsigned char *ring = raw + (-smem_u32(raw) & 1023);
+    unsigned char *ring = align_shared(raw);
     Smem &sm = *(Smem *)(ring + p.stages * Config::PAGE_BYTES);
     int lane = threadIdx.x & 31, producer = threadIdx.x >= SCAN_CONSUMERS;
     if (threadIdx.x == SCAN_CONSUMERS) {
