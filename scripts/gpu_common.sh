@@ -18,7 +18,7 @@ n_passed=0
 n_failed=0
 
 # run_all PREFIX N COMMAND...: COMMAND PROGRAM for every one of $programs, N at a time; output and exit
-# status go to the logs.
+# status go to the logs. PROGRAM:TEST is one test of it (tests/harness/test_filter.c).
 run_all() {
     prefix=$1
     n_jobs=$2
@@ -26,8 +26,9 @@ run_all() {
     for program in $programs; do echo "$program"; done | PREFIX="$logs/$prefix" BUILD="$build" \
         xargs -P "$n_jobs" -I{} sh -c '
             name=$PREFIX$(basename "$0")
+            case $0 in *:*) export MSA_TEST_FILTER="${0#*:}" ;; esac
             start=$(date +%s)
-            "$@" "$BUILD/$0" >"$name.log" 2>&1
+            "$@" "$BUILD/${0%:*}" >"$name.log" 2>&1
             echo $? >"$name.rc"
             echo $(($(date +%s) - start)) >"$name.s"' {} "$@"
     for program in $programs; do judge "$prefix$(basename "$program")"; done

@@ -21,10 +21,14 @@ done
 . "$here/gpu_common.sh"
 chosen=
 for program in $programs; do
+    case $program in */ops/op_*) ;; *) continue ;; esac
     name=$(basename "$program")
-    case " ${wanted:-$name} " in
-    *" $name "*) case $program in */ops/op_*) chosen="$chosen $program" ;; esac ;;
-    esac
+    for one in ${wanted:-$name}; do
+        case $one in
+        "$name") chosen="$chosen $program" ;;
+        "$name":*) chosen="$chosen $program:${one#*:}" ;;
+        esac
+    done
 done
 programs=$chosen
 export MSA_TEST_REDUCED=1

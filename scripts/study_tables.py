@@ -87,10 +87,9 @@ def table(results, rows, columns):
     return "\n".join(f"| {line} |" for line in lines)
 
 
-def main_table(results, rows):
+def quality_table(results, rows):
     columns = [("validation loss, 32K", "{:.3f}", lambda one: validation(one, "32K"))]
     columns += [(f"tasks, {name_length(n)}", "{:.1f}", lambda one, n=n: accuracy(one, n)) for n in lengths()]
-    columns += [("GPU seconds", "{:.0f}", lambda one: one["seconds"], least)]
     return table(results, rows, columns)
 
 
@@ -220,10 +219,10 @@ def write(folder, docs):
         sys.exit(f"study.py table: no results in {folder}")
     main = [row for row in results if row in recipes.MAIN]
     ablations = [row for row in results if row in ["msa", *recipes.ABLATIONS]]
-    tables = {"conditions": conditions(results), "rows": about_table(results), "main": main_table(results, main),
+    tables = {"conditions": conditions(results), "rows": about_table(results), "main": quality_table(results, main),
               "tasks": task_tables(results, main), "position": position_table(results, main),
               "recall": recall_table(results, [row for row in results if recipes.selects(row)]),
-              "cost": cost_table(results, main), "ablations": main_table(results, ablations)}
+              "cost": cost_table(results, main), "ablations": quality_table(results, ablations)}
     put(docs / "quality.md", tables, "\n")
     put(docs / "claims.md", claim_cells(results), "")
     return 0
