@@ -1,11 +1,14 @@
-"""Write real text found on this machine to a file: python3 gather_text.py OUT N_BYTES
+"""Real text that is found on this machine.
 
-Takes this project's documents and sources, then the licences and documents that every Debian system holds,
-until there are exactly N_BYTES bytes (or up to three fewer: no character is cut) of UTF-8.
+    gather_text.py OUT N_BYTES         this project's documents and sources, then the licences and documents that every
+                                       Debian system holds: exactly N_BYTES bytes of UTF-8 (or up to three fewer: no
+                                       character is cut)
+    gather_text.py --library FOLDER    the sources of Python's own library, a .txt file each: technical text to train on
 """
 
 import pathlib
 import sys
+import sysconfig
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SYSTEM = ["/usr/share/common-licenses", "/usr/share/perl5/pod", "/usr/share/doc"]
@@ -21,17 +24,36 @@ def candidates():
                 yield path
 
 
-def main(out, n_bytes):
+def read_text(path):
+    """The bytes of a file, or None where they are not UTF-8 text."""
+    try:
+        piece = path.read_bytes()
+        piece.decode("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    return None if b"\0" in piece else piece
+
+
+def gather_library(folder):
+    library, n_bytes = pathlib.Path(sysconfig.get_path("stdlib")), 0
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(library.rglob("*.py")):
+        name = path.relative_to(library)
+        piece = read_text(path)
+        if not piece or {"test", "tests", "site-packages", "dist-packages", "encodings"} & set(name.parts):
+            continue
+        (folder / "-".join(name.with_suffix(".txt").parts)).write_bytes(piece)
+        n_bytes += len(piece)
+    print(f"{n_bytes:,} bytes of text from {library}")
+
+
+def gather(out, n_bytes):
     text, n_files = b"", 0
     for path in candidates():
         if len(text) >= n_bytes:
             break
-        try:
-            piece = path.read_bytes()
-            piece.decode("utf-8")
-        except (OSError, UnicodeDecodeError):
-            continue
-        if b"\0" in piece:
+        piece = read_text(path)
+        if piece is None:
             continue
         text += piece + b"\n"
         n_files += 1
@@ -43,4 +65,9 @@ def main(out, n_bytes):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    if sys.argv[1] == "--library":
+        gather_library(pathlib.Path(sys.argv[2]))
+    else:
+        gather(sys.argv[1], int(sys.argv[2]))
