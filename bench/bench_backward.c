@@ -7,39 +7,13 @@
  * gate and up again, eight thirds.
  */
 #define _POSIX_C_SOURCE 200112L
+#include "bench.h"
 #include "msa/gradient.h"
 #include "msa/msa.h"
-
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
 
 enum { RUNS = 9 };
 
 static msa_context *ctx;
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static void must(msa_status status)
-{
-    if (status == MSA_OK) return;
-    fprintf(stderr, "bench_backward: %s\n", msa_last_error());
-    exit(1);
-}
-
-static void *allocate(size_t bytes)
-{
-    void *data = aligned_alloc(64, (bytes + 63) / 64 * 64);
-    if (!data) exit(1);
-    memset(data, 0, bytes);
-    return data;
-}
 
 /* Small numbers of both signs; the operators' speed does not depend on them. */
 static msa_tensor new_tensor(msa_dtype dtype, int64_t rows, int64_t columns)
@@ -85,11 +59,11 @@ static void time_linear(msa_dtype dtype, int64_t n_tokens, int64_t n_in, int64_t
     void *workspace = allocate(plan.workspace_bytes), *more = allocate(back_plan.workspace_bytes);
     double forward_s = 1e9, backward_s = 1e9;
     for (int i = 0; i < RUNS; i++) {
-        double start = now_s();
+        double start = cpu_s();
         must(msa_linear(ctx, &plan, &args, workspace, plan.workspace_bytes));
-        double middle = now_s();
+        double middle = cpu_s();
         must(msa_linear_backward(ctx, &back_plan, &back, more, back_plan.workspace_bytes));
-        double end = now_s();
+        double end = cpu_s();
         if (middle - start < forward_s) forward_s = middle - start;
         if (end - middle < backward_s) backward_s = end - middle;
     }
@@ -157,11 +131,11 @@ static void time_moe(msa_dtype dtype, int64_t n_tokens, int64_t n_in, int64_t n_
     void *workspace = allocate(plan.workspace_bytes), *more = allocate(back_plan.workspace_bytes);
     double forward_s = 1e9, backward_s = 1e9;
     for (int i = 0; i < RUNS; i++) {
-        double start = now_s();
+        double start = cpu_s();
         must(msa_moe(ctx, &plan, &args, workspace, plan.workspace_bytes));
-        double middle = now_s();
+        double middle = cpu_s();
         must(msa_moe_backward(ctx, &back_plan, &back, more, back_plan.workspace_bytes));
-        double end = now_s();
+        double end = cpu_s();
         if (middle - start < forward_s) forward_s = middle - start;
         if (end - middle < backward_s) backward_s = end - middle;
     }

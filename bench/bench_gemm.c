@@ -13,18 +13,8 @@
 #include "base/alloc.h"
 #include "base/numeric.h"
 #include "base/threads.h"
+#include "bench.h"
 #include "bench_onednn.h"
-
-#include <stdio.h>
-#include <stdlib.h>
-#include <time.h>
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 typedef struct {
     const msa__cpu_kernels *kernels; /* NULL: only read A */
@@ -85,9 +75,9 @@ static double measure(msa__pool *pool, job *w, int64_t n_items)
     double s[7];
     msa__parallel_for(pool, n_items, run_item, w);
     for (int i = 0; i < 7; i++) {
-        double start = now_s();
+        double start = wall_s();
         msa__parallel_for(pool, n_items, run_item, w);
-        s[i] = now_s() - start;
+        s[i] = wall_s() - start;
         for (int j = i; j > 0 && s[j] < s[j - 1]; j--) {
             double t = s[j];
             s[j] = s[j - 1];

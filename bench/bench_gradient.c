@@ -7,13 +7,9 @@
  * than that, so the hardware does more. Time is the processor's, the best of five.
  */
 #define _GNU_SOURCE
+#include "bench.h"
 #include "msa/gradient.h"
 #include "msa/msa.h"
-
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
 
 static msa_context *ctx;
 
@@ -24,34 +20,12 @@ typedef struct {
     int32_t block_size;
 } shape;
 
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static void must(msa_status status)
-{
-    if (status == MSA_OK) return;
-    fprintf(stderr, "bench_gradient: %s\n", msa_last_error());
-    exit(1);
-}
-
 static uint32_t draw(void)
 {
     static uint32_t state = 1;
     state ^= state << 13;
     state ^= state >> 17;
     return state ^= state << 5;
-}
-
-static void *allocate(size_t bytes)
-{
-    void *data = aligned_alloc(64, (bytes + 63) / 64 * 64);
-    if (!data) exit(1);
-    memset(data, 0, bytes);
-    return data;
 }
 
 static msa_tensor tensor(const shape *s, msa_dtype dtype, int64_t heads, int64_t dim)
@@ -95,9 +69,9 @@ static double fill_rows(const shape *s, int32_t *rows)
         must(msa_##op##_plan(ctx, &(args), &plan));                                                \
         void *workspace = allocate(plan.workspace_bytes);                                          \
         for (int run = 0; run < 5; run++) {                                                        \
-            double start = now_s();                                                                \
+            double start = cpu_s();                                                                \
             must(msa_##call(ctx, &plan, &(args), workspace, plan.workspace_bytes));                \
-            double seconds = now_s() - start;                                                      \
+            double seconds = cpu_s() - start;                                                      \
             if (seconds < best) best = seconds;                                                    \
         }                                                                                          \
         free(workspace);                                                                           \

@@ -6,40 +6,14 @@
  * Decode walks through weights that no cache holds.
  */
 #define _GNU_SOURCE
+#include "bench.h"
 #include "bench_onednn.h"
 #include "msa/msa.h"
-
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
 
 #define WEIGHT_BYTES ((size_t)1 << 30)
 
 static unsigned char *weights; /* WEIGHT_BYTES of small bf16 values, also valid fp8 */
 static msa_context *ctx;
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static void must(msa_status status)
-{
-    if (status == MSA_OK) return;
-    fprintf(stderr, "bench_linear: %s\n", msa_last_error());
-    exit(1);
-}
-
-static void *allocate(size_t bytes)
-{
-    void *data = aligned_alloc(64, (bytes + 63) / 64 * 64);
-    if (!data) exit(1);
-    memset(data, 0, bytes);
-    return data;
-}
 
 static int by_value(const void *a, const void *b)
 {
@@ -86,9 +60,9 @@ static double time_linear(int64_t n_tokens, int64_t n_in, int64_t n_out, msa_dty
     c.workspace = allocate(c.plan.workspace_bytes);
     run_layers(&c);
     for (int i = 0; i < 7; i++) {
-        double start = now_s();
+        double start = wall_s();
         run_layers(&c);
-        s[i] = (now_s() - start) / (double)n_layers;
+        s[i] = (wall_s() - start) / (double)n_layers;
     }
     qsort(s, 7, sizeof(*s), by_value);
     free(x);
@@ -133,9 +107,9 @@ static double time_moe(int64_t n_tokens, int64_t n_in, int64_t n_hidden, int32_t
             ids[j] = (int32_t)((i * topk + j) % N_EXPERTS); /* other experts in every run */
             factors[j] = 0.25f;
         }
-        double start = now_s();
+        double start = wall_s();
         must(msa_moe(ctx, &plan, &args, workspace, plan.workspace_bytes));
-        s[i] = now_s() - start;
+        s[i] = wall_s() - start;
     }
     qsort(s, 7, sizeof(*s), by_value);
     free(workspace);

@@ -1,26 +1,15 @@
 /* See bench_onednn.h. All calls of oneDNN's C API (version 2) are in this file. */
 #define _GNU_SOURCE
+#include "bench.h"
 #include "bench_onednn.h"
-
-#include <stdio.h>
 
 #if defined(HAVE_ONEDNN)
 #    include <oneapi/dnnl/dnnl.h>
-#    include <stdlib.h>
-#    include <string.h>
-#    include <time.h>
 
 #    define TRY(call)                                                                              \
         do {                                                                                       \
             if ((call) != dnnl_success) return -1.0;                                               \
         } while (0)
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* Memory filled with small finite values, in the layout the primitive asked for. */
 static dnnl_status_t new_memory(dnnl_memory_t *memory, const dnnl_memory_desc_t *desc,
@@ -61,10 +50,10 @@ static double run_matmul(dnnl_data_type_t type, int64_t m, int64_t n, int64_t k)
         {DNNL_ARG_SRC, memory[0]}, {DNNL_ARG_WEIGHTS, memory[1]}, {DNNL_ARG_DST, memory[2]}};
     double best = 1e9;
     for (int i = 0; i < 9; i++) {
-        double start = now_s();
+        double start = wall_s();
         TRY(dnnl_primitive_execute(primitive, stream, 3, args));
         TRY(dnnl_stream_wait(stream));
-        double seconds = now_s() - start;
+        double seconds = wall_s() - start;
         if (seconds < best) best = seconds;
     }
     for (int i = 0; i < 3; i++) dnnl_memory_destroy(memory[i]);

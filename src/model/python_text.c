@@ -32,43 +32,7 @@ static void put_string(msa__text *out, const char *text, size_t n)
     msa__text_puts(out, "\"");
 }
 
-msa_status msa__python_json(msa__text *out, const msa__json *value)
-{
-    int32_t is_object = value->type == MSA__JSON_OBJECT;
-    switch (value->type) {
-    case MSA__JSON_NULL:
-        msa__text_puts(out, "null");
-        break;
-    case MSA__JSON_FALSE:
-        msa__text_puts(out, "false");
-        break;
-    case MSA__JSON_TRUE:
-        msa__text_puts(out, "true");
-        break;
-    case MSA__JSON_NUMBER:
-        return msa__python_number(out, value);
-    case MSA__JSON_STRING:
-        put_string(out, value->text, value->text_bytes);
-        break;
-    case MSA__JSON_ARRAY:
-    case MSA__JSON_OBJECT:
-        msa__text_puts(out, is_object ? "{" : "[");
-        MSA__JSON_EACH(item, value)
-        {
-            if (item != value->child) msa__text_puts(out, ", ");
-            if (is_object) {
-                put_string(out, item->key, item->key_bytes);
-                msa__text_puts(out, ": ");
-            }
-            MSA_TRY(msa__python_json(out, item));
-        }
-        msa__text_puts(out, is_object ? "}" : "]");
-        break;
-    }
-    return out->status;
-}
-
-/* ---- str ---------------------------------------------------------------------------------- */
+/* ---- repr --------------------------------------------------------------------------------- */
 
 /* As str.isprintable(): no control or format characters, no separators but the space. */
 static int32_t is_printable(uint32_t c)
@@ -115,23 +79,31 @@ static void put_literal(msa__text *out, const char *text, size_t n)
     msa__text_add(out, &quote, 1);
 }
 
-static msa_status put_repr(msa__text *out, const msa__json *value)
+/* ---- any value ---------------------------------------------------------------------------- */
+
+/* What json.dumps and repr write differently. */
+typedef struct notation {
+    const char *null_word, *false_word, *true_word;
+    void (*put_string)(msa__text *out, const char *text, size_t n);
+} notation;
+
+static msa_status put_value(msa__text *out, const msa__json *value, const notation *as)
 {
     int32_t is_object = value->type == MSA__JSON_OBJECT;
     switch (value->type) {
     case MSA__JSON_NULL:
-        msa__text_puts(out, "None");
+        msa__text_puts(out, as->null_word);
         break;
     case MSA__JSON_FALSE:
-        msa__text_puts(out, "False");
+        msa__text_puts(out, as->false_word);
         break;
     case MSA__JSON_TRUE:
-        msa__text_puts(out, "True");
+        msa__text_puts(out, as->true_word);
         break;
     case MSA__JSON_NUMBER:
         return msa__python_number(out, value);
     case MSA__JSON_STRING:
-        put_literal(out, value->text, value->text_bytes);
+        as->put_string(out, value->text, value->text_bytes);
         break;
     case MSA__JSON_ARRAY:
     case MSA__JSON_OBJECT:
@@ -140,10 +112,10 @@ static msa_status put_repr(msa__text *out, const msa__json *value)
         {
             if (item != value->child) msa__text_puts(out, ", ");
             if (is_object) {
-                put_literal(out, item->key, item->key_bytes);
+                as->put_string(out, item->key, item->key_bytes);
                 msa__text_puts(out, ": ");
             }
-            MSA_TRY(put_repr(out, item));
+            MSA_TRY(put_value(out, item, as));
         }
         msa__text_puts(out, is_object ? "}" : "]");
         break;
@@ -151,9 +123,16 @@ static msa_status put_repr(msa__text *out, const msa__json *value)
     return out->status;
 }
 
+msa_status msa__python_json(msa__text *out, const msa__json *value)
+{
+    static const notation json = {"null", "false", "true", put_string};
+    return put_value(out, value, &json);
+}
+
 msa_status msa__python_str(msa__text *out, const msa__json *value)
 {
-    if (value->type != MSA__JSON_STRING) return put_repr(out, value);
+    static const notation repr = {"None", "False", "True", put_literal};
+    if (value->type != MSA__JSON_STRING) return put_value(out, value, &repr);
     msa__text_add(out, value->text, value->text_bytes);
     return out->status;
 }
