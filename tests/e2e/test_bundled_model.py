@@ -12,11 +12,11 @@ def test_it_is_small():
     assert sum(path.stat().st_size for path in MODEL.iterdir()) < 40e6
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_it_finds_the_needle(msa, tmp_path, seed):
+@pytest.mark.parametrize("length, seed", [("4K", 1), ("4K", 2), ("32K", 3)])
+def test_it_finds_the_needle(msa, tmp_path, length, seed):
     text = "".join(path.read_text() for path in sorted((SOURCE / "docs").glob("*.md")))
     (tmp_path / "text.txt").write_text(text)
-    done = msa("needle", MODEL, "--file", tmp_path / "text.txt", "--length", "4K", "--seed", seed, "--json")
+    done = msa("needle", MODEL, "--file", tmp_path / "text.txt", "--length", length, "--seed", seed, "--json")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)["readings"][0]
     assert answer["right"], answer["answer"]
