@@ -219,6 +219,14 @@ const msa_tensor *msa__weights_view(const msa__weights *weights, const msa__tens
     return (const msa_tensor *)(const void *)(base + spec->slot);
 }
 
+const msa_tensor *msa__weights_scales(const msa__weights *weights, const msa__tensor_spec *spec)
+{
+    static const msa_tensor none;
+    if (spec->kind != MSA__KIND_MATRIX && spec->kind != MSA__KIND_HEAD) return &none;
+    const void *weight = msa__weights_view(weights, spec);
+    return &((const msa_weight *)weight)->scales;
+}
+
 int32_t msa__spec_quantized(const msa__config *c, const msa__tensor_spec *spec)
 {
     int32_t router = spec->kind == MSA__KIND_ROUTER;

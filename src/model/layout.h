@@ -60,6 +60,10 @@ struct msa__weights;
 const msa_tensor *msa__weights_view(const struct msa__weights *weights,
                                     const msa__tensor_spec *spec);
 
+/* Its E8M0 exponents where it is MXFP8; data NULL: it is not. */
+const msa_tensor *msa__weights_scales(const struct msa__weights *weights,
+                                      const msa__tensor_spec *spec);
+
 /* 1: the tensor is F8_E4M3 with scales in a checkpoint of this config. */
 int32_t msa__spec_quantized(const msa__config *config, const msa__tensor_spec *spec);
 

@@ -101,9 +101,11 @@ msa_status msa__parameters_randomize(msa__parameters *p, uint64_t seed, float sp
 
 /* ---- from a folder ------------------------------------------------------------------------ */
 
+/* scales: of MXFP8, which is read as what it stands for. */
 static msa_status load_one(msa__parameters *p, const msa__parameter *one, const msa_tensor *from,
-                           float *piece)
+                           const msa_tensor *scales, float *piece)
 {
+    const uint8_t *exponents = scales->data;
     if (!from->data) {
         if (one->group == MSA__GROUP_INDEX_DECAYED || one->group == MSA__GROUP_INDEX_UNDECAYED) {
             return MSA_OK;
@@ -111,11 +113,11 @@ static msa_status load_one(msa__parameters *p, const msa__parameter *one, const 
         return MSA_FAIL(MSA_EINVAL, "train: tensor %s is not in the folder of init_from",
                         one->spec.name);
     }
-    if (from->dtype != MSA_DTYPE_F32 && from->dtype != MSA_DTYPE_BF16 &&
+    if (!exponents && from->dtype != MSA_DTYPE_F32 && from->dtype != MSA_DTYPE_BF16 &&
         from->dtype != MSA_DTYPE_F16) {
         return MSA_FAIL(MSA_EUNSUPPORTED,
                         "train: tensor %s of init_from: dtype %s, must be f32, "
-                        "bf16 or f16",
+                        "bf16, f16 or MXFP8",
                         one->spec.name, msa_dtype_name(from->dtype));
     }
     int64_t columns = one->spec.columns ? one->spec.columns : 1;
@@ -129,7 +131,10 @@ static msa_status load_one(msa__parameters *p, const msa__parameter *one, const 
     }
     for (int64_t at = 0; at < one->n; at += PIECE) {
         int64_t n = one->n - at < PIECE ? one->n - at : PIECE;
-        for (int64_t i = 0; i < n; i++) piece[i] = load_f32(from->data, from->dtype, at + i);
+        for (int64_t i = 0; i < n; i++) {
+            piece[i] = load_f32(from->data, from->dtype, at + i);
+            if (exponents) piece[i] *= e8m0_to_f32(exponents[(at + i) / 32]);
+        }
         MSA_TRY(msa__parameters_put(p, one, at, n, piece));
     }
     return MSA_OK;
@@ -147,8 +152,9 @@ msa_status msa__parameters_load(msa__parameters *p, const msa__weights *from)
     if (!piece) return MSA_FAIL(MSA_ENOMEM, "train: no memory for a piece of a tensor");
     msa_status status = MSA_OK;
     for (int32_t i = 0; i < p->n_list && status == MSA_OK; i++) {
-        const msa_tensor *view = msa__weights_view(from, &p->list[i].spec);
-        status = load_one(p, &p->list[i], view, piece);
+        const msa__tensor_spec *spec = &p->list[i].spec;
+        status = load_one(p, &p->list[i], msa__weights_view(from, spec),
+                          msa__weights_scales(from, spec), piece);
     }
     free(piece);
     return status;

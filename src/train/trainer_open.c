@@ -65,6 +65,47 @@ static msa_status check_stage(const msa_trainer *t, const msa__stage *s)
     return MSA_OK;
 }
 
+/* An object of a config.json, without what says that its weights are quantised: those trained from
+ * them are not. */
+static void put_unquantized(msa__text *out, const msa__json *object)
+{
+    const char *before = "{\"";
+    MSA__JSON_EACH(member, object)
+    {
+        if (!strcmp(member->key, "quantization_config")) continue;
+        msa__text_puts(out, before);
+        msa__text_puts(out, member->key);
+        msa__text_puts(out, "\": ");
+        if (member->type == MSA__JSON_OBJECT)
+            put_unquantized(out, member);
+        else if (out->status == MSA_OK)
+            out->status = msa__python_json(out, member);
+        before = ", \"";
+    }
+    msa__text_puts(out, before[0] == '{' ? "{}" : "}");
+}
+
+/* The config.json of init_from. */
+static msa_status read_config_text(msa_trainer *t)
+{
+    char path[MSA__PATH_BYTES], *text;
+    size_t bytes;
+    const msa__json *root;
+    msa__text plain = {0};
+    MSA_TRY(msa__path_join(path, sizeof(path), t->config.init_from, "config.json"));
+    MSA_TRY(read_text(path, &text, &bytes));
+    msa_status status = msa__json_parse(&root, NULL, path, text, bytes);
+    msa_free(text);
+    MSA_TRY(status);
+    status = msa__json_type_is(root, MSA__JSON_OBJECT);
+    if (status == MSA_OK) {
+        put_unquantized(&plain, root);
+        status = msa__text_finish(&plain, &t->config_text, &bytes);
+    }
+    msa__json_free(root);
+    return status;
+}
+
 static msa_status read_model(msa_trainer *t)
 {
     const msa__train_config *c = &t->config;
@@ -74,9 +115,8 @@ static msa_status read_model(msa_trainer *t)
         text.status = msa__python_json(&text, c->model_config);
         MSA_TRY(msa__text_finish(&text, &t->config_text, &bytes));
     } else {
-        char path[MSA__PATH_BYTES];
-        MSA_TRY(msa__path_join(path, sizeof(path), c->init_from, "config.json"));
-        MSA_TRY(read_text(path, &t->config_text, &bytes));
+        MSA_TRY(read_config_text(t));
+        bytes = strlen(t->config_text);
     }
     const msa__json *root;
     MSA_TRY(msa__json_parse(&root, NULL, "model.config", t->config_text, bytes));

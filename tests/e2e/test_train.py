@@ -1,6 +1,8 @@
 """msa train: a small run from the command line, cut in two, and the model it leaves."""
 
 import json
+import pathlib
+import struct
 
 import pytest
 
@@ -66,3 +68,50 @@ def test_mistakes_are_named(recipe, fails, tmp_path):
     config["stages"][1]["atention"] = "sparse"
     path.write_text(json.dumps(config))
     fails(1, 'stages[1].atention = "sparse", is not a key', "train", path)
+
+
+def fp8(code):
+    """E4M3."""
+    exponent, mantissa = code >> 3 & 15, code & 7
+    value = mantissa * 2.0**-9 if exponent == 0 else (8 + mantissa) * 2.0 ** (exponent - 10)
+    return -value if code & 128 else value
+
+
+def read_numbers(folder):
+    """Every tensor of a folder, MXFP8 as what it stands for."""
+    tensors = {}
+    for path in folder.glob("*.safetensors"):
+        data = path.read_bytes()
+        (n,) = struct.unpack("<Q", data[:8])
+        for name, one in json.loads(data[8 : 8 + n]).items():
+            if name != "__metadata__":
+                begin, end = one["data_offsets"]
+                tensors[name] = one["dtype"], data[8 + n + begin : 8 + n + end]
+
+    def numbers(name):
+        dtype, raw = tensors[name]
+        if dtype == "F32":
+            return struct.unpack(f"<{len(raw) // 4}f", raw)
+        if dtype == "BF16":
+            return struct.unpack(f"<{len(raw) // 2}f", b"".join(b"\0\0" + raw[i : i + 2] for i in range(0, len(raw), 2)))
+        scales = tensors[name + "_scale_inv"][1]
+        return tuple(fp8(code) * 2.0 ** (scales[i // 32] - 127) for i, code in enumerate(raw))
+
+    return {name: numbers(name) for name in tensors if not name.endswith("_scale_inv")}
+
+
+def test_quantised_weights_are_read_as_what_they_stand_for(msa, recipe, model, tmp_path):
+    """A step of length nothing leaves them as they were."""
+    path, config = recipe
+    quantised = tmp_path / "quantised"
+    assert msa("quantize", model, quantised, "--embedding").returncode == 0
+    config["model"]["init_from"] = str(quantised)
+    config["stages"] = [{"attention": "sparse", "steps": 1, "lr": 0, "index_lr": 0}]
+    path.write_text(json.dumps(config))
+    done = msa("train", path, "-q")
+    assert done.returncode == 0, done.stderr
+    trained = pathlib.Path(done.stdout.decode().strip())
+    assert "quantization_config" not in json.loads((trained / "config.json").read_text())
+    before, after = read_numbers(quantised), read_numbers(trained)
+    assert before.keys() == after.keys() and len(before) > 20
+    assert [name for name in before if before[name] != after[name]] == []
