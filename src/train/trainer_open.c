@@ -85,22 +85,25 @@ static void put_unquantized(msa__text *out, const msa__json *object)
     msa__text_puts(out, before[0] == '{' ? "{}" : "}");
 }
 
-/* The config.json of init_from. */
-static msa_status read_config_text(msa_trainer *t)
+/* The config.json of init_from, as it is unless it speaks of quantisation. */
+static msa_status read_config_text(msa_trainer *t, size_t *bytes)
 {
     char path[MSA__PATH_BYTES], *text;
-    size_t bytes;
     const msa__json *root;
     msa__text plain = {0};
     MSA_TRY(msa__path_join(path, sizeof(path), t->config.init_from, "config.json"));
-    MSA_TRY(read_text(path, &text, &bytes));
-    msa_status status = msa__json_parse(&root, NULL, path, text, bytes);
+    MSA_TRY(read_text(path, &text, bytes));
+    if (!strstr(text, "\"quantization_config\"")) {
+        t->config_text = text;
+        return MSA_OK;
+    }
+    msa_status status = msa__json_parse(&root, NULL, path, text, *bytes);
     msa_free(text);
     MSA_TRY(status);
     status = msa__json_type_is(root, MSA__JSON_OBJECT);
     if (status == MSA_OK) {
         put_unquantized(&plain, root);
-        status = msa__text_finish(&plain, &t->config_text, &bytes);
+        status = msa__text_finish(&plain, &t->config_text, bytes);
     }
     msa__json_free(root);
     return status;
@@ -115,8 +118,7 @@ static msa_status read_model(msa_trainer *t)
         text.status = msa__python_json(&text, c->model_config);
         MSA_TRY(msa__text_finish(&text, &t->config_text, &bytes));
     } else {
-        MSA_TRY(read_config_text(t));
-        bytes = strlen(t->config_text);
+        MSA_TRY(read_config_text(t, &bytes));
     }
     const msa__json *root;
     MSA_TRY(msa__json_parse(&root, NULL, "model.config", t->config_text, bytes));
