@@ -1,11 +1,12 @@
 #!/bin/sh
-# compute-sanitizer over the CUDA operators: sh sanitize_gpu.sh [BUILD_DIR] [TOOL|PROGRAM]...
+# compute-sanitizer over the CUDA operators: sh sanitize_gpu.sh [BUILD_DIR] [TOOL|PROGRAM[:TEST]]...
 #
-# BUILD_DIR as in test_gpu.sh; racecheck wants a build of the preset racecheck, whose warps arrive at barriers in
-# the one way that it can follow. Runs memcheck, racecheck and initcheck, or the tools named, over the
-# reduced tables of every operator's program, or of the programs named (op_attend ...), half as many at
-# a time as there are processors. SECONDS_EACH (default 400) ends a program that takes longer; that is
-# a failure. Ends with "N passed, N failed"; the exit status is the result.
+# BUILD_DIR as in test_gpu.sh; racecheck wants a build of the preset racecheck, whose warps arrive at
+# barriers in the one way that it can follow. Runs memcheck, racecheck and initcheck, or the tools named,
+# over the reduced tables of every operator's program, or of the programs and tests named (op_attend,
+# op_attend:test_merge, op_attend:test_dense*), half as many at a time as there are processors.
+# SECONDS_EACH (default 400) ends one that takes longer; that is a failure. Ends with "N passed,
+# N failed"; the exit status is the result.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 build=$here/../build/release

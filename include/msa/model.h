@@ -16,7 +16,7 @@ typedef struct msa_tokenizer msa_tokenizer;
  *
  * Ownership *out is owned: msa_tokenizer_close; immutable afterwards, any thread may use it
  * Errors    MSA_EIO missing file; MSA_EFORMAT file, key, value and rule; MSA_EUNSUPPORTED a
- * tokenizer feature that is not implemented, by name; MSA_ENOMEM
+ * tokenizer feature that is not supported, by name; MSA_ENOMEM
  */
 MSA_API MSA_CHECK_RESULT msa_status msa_tokenizer_open(msa_tokenizer **out, const char *dir);
 MSA_API void msa_tokenizer_close(msa_tokenizer *tokenizer);
@@ -99,7 +99,7 @@ typedef struct msa_model msa_model;
  *
  * Ownership *out is owned: msa_model_close; ctx is retained
  * Errors    MSA_EIO, MSA_EFORMAT: file, tensor or key, value and rule; MSA_EUNSUPPORTED a config
- * value that is not implemented, by name; MSA_ENOMEM
+ * value that is not supported, by name; MSA_ENOMEM
  */
 MSA_API MSA_CHECK_RESULT msa_status msa_model_open(msa_model **out, msa_context *ctx,
                                                    const char *dir);

@@ -39,7 +39,8 @@ static void add_others(msa__text *text, const msa__json *object, const char *ind
     MSA__JSON_EACH(member, object)
     {
         if (is_replaced(member->key)) continue;
-        add(text, "%s\"%s\": ", indent, member->key);
+        msa__text_puts(text, indent);
+        msa__python_json_key(text, member);
         if (text->status == MSA_OK) text->status = msa__python_json(text, member);
         msa__text_puts(text, ",\n");
     }

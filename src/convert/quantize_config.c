@@ -58,11 +58,8 @@ void msa__quantization_config(const msa__quantization *quantization, msa__text *
     MSA__JSON_EACH(member, quantization->root)
     {
         if (!strcmp(member->key, "quantization_config")) continue; /* null */
-        const msa__json key = {
-            .type = MSA__JSON_STRING, .text = member->key, .text_bytes = member->key_bytes};
         msa__text_puts(text, "  ");
-        if (text->status == MSA_OK) text->status = msa__python_json(text, &key);
-        msa__text_puts(text, ": ");
+        msa__python_json_key(text, member);
         if (text->status == MSA_OK) text->status = msa__python_json(text, member);
         msa__text_puts(text, ",\n");
     }

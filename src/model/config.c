@@ -58,11 +58,10 @@ static msa_status check_fixed_values(const msa__config *config, const msa__json 
         if (is_null(value) || (fixed->only_m3 && config->family != MSA__FAMILY_M3)) continue;
         if (fixed->text) {
             if (msa__json_equals(value, fixed->text)) continue;
-            return msa__json_fail(value, MSA_EUNSUPPORTED, "only \"%s\" is implemented",
-                                  fixed->text);
+            return msa__json_fail(value, MSA_EUNSUPPORTED, "only \"%s\" is supported", fixed->text);
         }
         if (value->type == fixed->type) continue;
-        return msa__json_fail(value, MSA_EUNSUPPORTED, "only %s is implemented",
+        return msa__json_fail(value, MSA_EUNSUPPORTED, "only %s is supported",
                               fixed->type == MSA__JSON_FALSE  ? "false"
                               : fixed->type == MSA__JSON_TRUE ? "true"
                                                               : "null");
@@ -106,7 +105,7 @@ static msa_status read_architecture(msa__config *config, const msa__json *root, 
     }
     return msa__json_fail(name, MSA_EUNSUPPORTED,
                           "only MiniMax-M3 (MiniMaxM3SparseForConditionalGeneration), "
-                          "LlamaForCausalLM and Qwen3ForCausalLM are implemented");
+                          "LlamaForCausalLM and Qwen3ForCausalLM are supported");
 }
 
 /* Absent, M3's head_dim is an error and that of the others H / Hq. */
@@ -170,7 +169,7 @@ static msa_status read_rope(msa__config *config, const msa__json *text)
     const msa__json *rope = msa__json_get(text, "rope_parameters");
     const msa__json *source = rope ? rope : text, *type = msa__json_get(rope, "rope_type");
     if (type && !msa__json_equals(type, "default")) {
-        return msa__json_fail(type, MSA_EUNSUPPORTED, "only \"default\" is implemented");
+        return msa__json_fail(type, MSA_EUNSUPPORTED, "only \"default\" is supported");
     }
     MSA_TRY(need_positive(source, "rope_theta", &config->rope_theta));
     const msa__json *factor = msa__json_get(source, "partial_rotary_factor");
@@ -199,7 +198,7 @@ static msa_status read_activation(msa__config *config, const msa__json *text, in
     double alpha, limit, beta_value = 1;
     MSA_TRY(msa__json_need(text, "hidden_act", &kind));
     if (!msa__json_equals(kind, "swigluoai") && !(flattened && msa__json_equals(kind, "silu"))) {
-        return msa__json_fail(kind, MSA_EUNSUPPORTED, "only \"swigluoai\" is implemented");
+        return msa__json_fail(kind, MSA_EUNSUPPORTED, "only \"swigluoai\" is supported");
     }
     MSA_TRY(need_positive(text, "swiglu_alpha", &alpha));
     MSA_TRY(need_positive(text, "swiglu_limit", &limit));

@@ -45,7 +45,7 @@ static msa_status read_kind(const msa__json *item, uint8_t *kind)
         (void)snprintf(names + used, sizeof(names) - used, "%s\"%s\"", separator,
                        kind_names[i].name);
     }
-    return msa__json_fail(item, MSA_EUNSUPPORTED, "only %s are implemented", names);
+    return msa__json_fail(item, MSA_EUNSUPPORTED, "only %s are supported", names);
 }
 
 static msa_status need_int(const msa__json *text, const char *key, int32_t low, int32_t high,

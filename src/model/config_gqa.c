@@ -44,7 +44,7 @@ static msa_status read_scaling(msa__rope_scaling *rope, const msa__json *scaling
     }
     if (!msa__json_equals(kind, "llama3")) {
         return msa__json_fail(kind, MSA_EUNSUPPORTED,
-                              "only \"default\", \"linear\" and \"llama3\" are implemented");
+                              "only \"default\", \"linear\" and \"llama3\" are supported");
     }
     rope->kind = MSA__ROPE_LLAMA3;
     MSA_TRY(read_factor(scaling, "factor", &rope->factor));
@@ -58,7 +58,7 @@ static msa_status check_whole_rotation(const msa__json *object)
     if (is_null(factor)) return MSA_OK;
     MSA_TRY(msa__json_double(factor, &part));
     if (part == 1) return MSA_OK;
-    return msa__json_fail(factor, MSA_EUNSUPPORTED, "only 1 is implemented");
+    return msa__json_fail(factor, MSA_EUNSUPPORTED, "only 1 is supported");
 }
 
 static msa_status read_rope(msa__config *config, const msa__json *root)
@@ -92,7 +92,7 @@ static msa_status check_window(const msa__config *config, const msa__json *root)
     if (!is_null(use)) MSA_TRY(msa__json_bool(use, &used));
     if (!used || is_null(window)) return MSA_OK;
     return msa__json_fail(window, MSA_EUNSUPPORTED,
-                          "only null, or use_sliding_window = false, is implemented");
+                          "only null, or use_sliding_window = false, is supported");
 }
 
 static msa_status check_activation(msa__config *config, const msa__json *root)
@@ -100,7 +100,7 @@ static msa_status check_activation(msa__config *config, const msa__json *root)
     const msa__json *kind;
     MSA_TRY(msa__json_need(root, "hidden_act", &kind));
     if (!msa__json_equals(kind, "silu")) {
-        return msa__json_fail(kind, MSA_EUNSUPPORTED, "only \"silu\" is implemented");
+        return msa__json_fail(kind, MSA_EUNSUPPORTED, "only \"silu\" is supported");
     }
     config->activation.kind = MSA_ACT_SILU;
     return MSA_OK;
@@ -112,7 +112,7 @@ msa_status msa__config_read_gqa(msa__config *config, const msa__json *root)
     double eps;
     if (!is_null(quantization)) {
         return msa__json_fail(quantization, MSA_EUNSUPPORTED,
-                              "quantised weights of this family are not implemented");
+                              "quantised weights of this family are not supported");
     }
     MSA_TRY(need_positive(root, "rms_norm_eps", &eps));
     config->rms_norm_eps = (float)eps;
@@ -136,7 +136,7 @@ msa_status msa__config_check_full_layers(const msa__config *config, const msa__j
     MSA__JSON_EACH(item, list)
     {
         if (msa__json_equals(item, "full_attention")) continue;
-        return msa__json_fail(item, MSA_EUNSUPPORTED, "only \"full_attention\" is implemented");
+        return msa__json_fail(item, MSA_EUNSUPPORTED, "only \"full_attention\" is supported");
     }
     return MSA_OK;
 }

@@ -62,7 +62,7 @@ static msa_status check_index_value(const msa__config *config, const msa__json *
     for (int32_t i = 0; i < config->n_layers; i++, item = item->next) {
         if (config->layers[i].attention == MSA__ATTENTION_MSA && !disabled[i]) {
             return msa__json_fail(item, MSA_EUNSUPPORTED,
-                                  "an index value path is not implemented, must be 1");
+                                  "an index value path is not supported, must be 1");
         }
     }
     return MSA_OK;
@@ -94,7 +94,7 @@ msa_status msa__config_read_released_index(msa__config *config, const msa__json 
             &config->n_init_blocks);
     MSA_TRY(msa__json_need(sparse, "sparse_score_type", &pooling));
     if (!msa__json_equals(pooling, "max")) {
-        return msa__json_fail(pooling, MSA_EUNSUPPORTED, "only \"max\" is implemented");
+        return msa__json_fail(pooling, MSA_EUNSUPPORTED, "only \"max\" is supported");
     }
     return check_index_value(config, sparse);
 }

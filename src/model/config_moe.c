@@ -21,7 +21,7 @@ msa_status msa__config_read_layer_list(const msa__json *object, const char *key,
         } else if (msa__json_equals(item, on)) {
             flag = 1;
         } else if (!msa__json_equals(item, off)) {
-            return msa__json_fail(item, MSA_EUNSUPPORTED, "only \"%s\" and \"%s\" are implemented",
+            return msa__json_fail(item, MSA_EUNSUPPORTED, "only \"%s\" and \"%s\" are supported",
                                   off, on);
         }
         *out = (uint8_t)flag;
@@ -70,7 +70,7 @@ msa_status msa__config_read_moe(msa__config *config, const msa__json *text, int3
     }
     if (config->n_shared_experts > 1) {
         return msa__json_fail(msa__json_get(text, "n_shared_experts"), MSA_EUNSUPPORTED,
-                              "at most 1 is implemented");
+                              "at most 1 is supported");
     }
     if (config->n_shared_experts == 0) return MSA_OK;
     TRY_INT(text, "shared_intermediate_size", 1, MSA__CONFIG_MAX_WIDTH, &config->shared_width);

@@ -35,7 +35,7 @@ msa_status msa__config_read_quantization(msa__config *config, const msa__json *r
     if (!quantization || quantization->type == MSA__JSON_NULL) return MSA_OK;
     MSA_TRY(msa__json_need(quantization, "quant_method", &method));
     if (!msa__json_equals(method, "mxfp8")) {
-        return msa__json_fail(method, MSA_EUNSUPPORTED, "only \"mxfp8\" is implemented");
+        return msa__json_fail(method, MSA_EUNSUPPORTED, "only \"mxfp8\" is supported");
     }
     MSA_TRY(msa__json_need(quantization, "weight_block_size", &block));
     int64_t rows = 0, columns = 0;
@@ -44,7 +44,7 @@ msa_status msa__config_read_quantization(msa__config *config, const msa__json *r
         MSA_TRY(msa__json_int64(block->child->next, 1, INT32_MAX, &columns));
     }
     if (rows != 1 || columns != 32) {
-        return msa__json_fail(block, MSA_EUNSUPPORTED, "only [1, 32] is implemented");
+        return msa__json_fail(block, MSA_EUNSUPPORTED, "only [1, 32] is supported");
     }
     config->mxfp8 = 1;
     return read_ignored_layers(config, quantization);

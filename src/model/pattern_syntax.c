@@ -29,8 +29,8 @@ typedef struct translation {
 static msa_status refuse(const translation *t, const char *construct)
 {
     return MSA_FAIL(MSA_EUNSUPPORTED,
-                    "tokenizer: pre_tokenizer pattern, %s at byte %zu is not implemented",
-                    construct, (size_t)(t->at - t->begin));
+                    "tokenizer: pre_tokenizer pattern, %s at byte %zu is not supported", construct,
+                    (size_t)(t->at - t->begin));
 }
 
 static int32_t starts_with(const translation *t, const char *text)

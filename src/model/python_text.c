@@ -129,6 +129,12 @@ msa_status msa__python_json(msa__text *out, const msa__json *value)
     return put_value(out, value, &json);
 }
 
+void msa__python_json_key(msa__text *out, const msa__json *member)
+{
+    put_string(out, member->key, member->key_bytes);
+    msa__text_puts(out, ": ");
+}
+
 msa_status msa__python_str(msa__text *out, const msa__json *value)
 {
     static const notation repr = {"None", "False", "True", put_literal};

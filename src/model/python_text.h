@@ -20,4 +20,7 @@ int32_t msa__python_true(const msa__json *value);
 /* Append a value as json.dumps(value, ensure_ascii=False) prints it. */
 MSA_CHECK_RESULT msa_status msa__python_json(msa__text *out, const msa__json *value);
 
+/* Append what stands before a member's value: its key and a colon. */
+void msa__python_json_key(msa__text *out, const msa__json *member);
+
 #endif

@@ -282,7 +282,7 @@ msa_status msa_safetensors_get(const msa_safetensors *file, int64_t i, msa_tenso
     const msa__json *dtype = msa__json_get(e->member, "dtype");
     const msa__json *shape = msa__json_get(e->member, "shape");
     if (!e->dtype || e->dtype->dtype < 0) {
-        return MSA_FAIL(MSA_EUNSUPPORTED, "%.200s: tensor %.120s: dtype %.20s is not implemented",
+        return MSA_FAIL(MSA_EUNSUPPORTED, "%.200s: tensor %.120s: dtype %.20s is not supported",
                         file->path, e->member->key, dtype->text);
     }
     if (shape->n_children > MSA_MAX_DIMS) {

@@ -34,7 +34,7 @@ static msa_status refuse_type(const msa__json *part, const char *what)
 {
     const msa__json *type;
     MSA_TRY(need_typed(part, "type", MSA__JSON_STRING, &type));
-    return msa__json_fail(type, MSA_EUNSUPPORTED, "is not implemented as a %s", what);
+    return msa__json_fail(type, MSA_EUNSUPPORTED, "is not supported as a %s", what);
 }
 
 static msa_status read_normalizer(msa_tokenizer *t, const msa__json *part)
@@ -61,7 +61,7 @@ static msa_status read_split(msa_tokenizer *t, const msa__json *part)
     }
     MSA_TRY(optional_bool(part, "invert", 0, &invert));
     if (invert) {
-        return msa__json_fail(part, MSA_EUNSUPPORTED, "Split with invert is not implemented");
+        return msa__json_fail(part, MSA_EUNSUPPORTED, "Split with invert is not supported");
     }
     MSA_TRY(need_typed(part, "pattern", MSA__JSON_OBJECT, &pattern));
     int32_t literal = msa__json_get(pattern, "String") != NULL;
@@ -84,7 +84,7 @@ static msa_status read_byte_level(msa_tokenizer *t, const msa__json *part)
 static msa_status read_pre_tokenizer(msa_tokenizer *t, const msa__json *part)
 {
     if (t->byte_level) {
-        return msa__json_fail(part, MSA_EUNSUPPORTED, "behind ByteLevel is not implemented");
+        return msa__json_fail(part, MSA_EUNSUPPORTED, "behind ByteLevel is not supported");
     }
     if (t->n_steps == MSA__MAX_PRE_STEPS) {
         return msa__json_fail(part, MSA_EUNSUPPORTED, "must be among the first %d pre_tokenizers",

@@ -188,7 +188,7 @@ static msa_status read_model(reader *r, const msa__json *model)
         if (is_null(value) || msa__json_equals(value, "")) continue;
         double number = 1;
         if (value->type == MSA__JSON_NUMBER) MSA_TRY(msa__json_double(value, &number));
-        if (number != 0) return msa__json_fail(value, MSA_EUNSUPPORTED, "is not implemented");
+        if (number != 0) return msa__json_fail(value, MSA_EUNSUPPORTED, "is not supported");
     }
     MSA_TRY(read_vocab(r));
     MSA_TRY(read_merges(r));
@@ -215,7 +215,7 @@ static msa_status read_added_token(reader *r, const msa__json *token)
     }
     if (normalized && t->nfc && msa__nfc_may_change(content->text, n)) {
         return msa__json_fail(content, MSA_EUNSUPPORTED,
-                              "is normalized and not plain, which is not implemented");
+                              "is normalized and not plain, which is not supported");
     }
     /* A token of the vocabulary may be added again under its id. */
     int32_t existing = msa__names_find(&t->spellings, content->text, n);

@@ -69,18 +69,17 @@ static msa_status check_stage(const msa_trainer *t, const msa__stage *s)
  * them are not. */
 static void put_unquantized(msa__text *out, const msa__json *object)
 {
-    const char *before = "{\"";
+    const char *before = "{";
     MSA__JSON_EACH(member, object)
     {
         if (!strcmp(member->key, "quantization_config")) continue;
         msa__text_puts(out, before);
-        msa__text_puts(out, member->key);
-        msa__text_puts(out, "\": ");
+        msa__python_json_key(out, member);
         if (member->type == MSA__JSON_OBJECT)
             put_unquantized(out, member);
         else if (out->status == MSA_OK)
             out->status = msa__python_json(out, member);
-        before = ", \"";
+        before = ", ";
     }
     msa__text_puts(out, before[0] == '{' ? "{}" : "}");
 }

@@ -276,7 +276,7 @@ static void test_ignored_modules(void **state)
 /* ---- refusals
  * ---------------------------------------------------------------------------------------- */
 
-static void test_unimplemented_values_are_refused_by_name(void **state)
+static void test_unsupported_values_are_refused_by_name(void **state)
 {
     (void)state;
     const refusal cases[] = {
@@ -460,7 +460,7 @@ int main(void)
         cmocka_unit_test(test_text_only_config),
         cmocka_unit_test(test_values_are_taken_over),
         cmocka_unit_test(test_ignored_modules),
-        cmocka_unit_test(test_unimplemented_values_are_refused_by_name),
+        cmocka_unit_test(test_unsupported_values_are_refused_by_name),
         cmocka_unit_test(test_other_kinds_of_attention),
         cmocka_unit_test(test_insane_values_are_refused),
     };

@@ -180,7 +180,7 @@ static void test_converted_models(void **state)
 
 /* ---- refusals ------------------------------------------------------------------------------ */
 
-static void test_unimplemented_values_are_refused_by_name(void **state)
+static void test_unsupported_values_are_refused_by_name(void **state)
 {
     (void)state;
     const refusal llama_cases[] = {
@@ -247,7 +247,7 @@ int main(void)
         cmocka_unit_test(test_rope_parameters),
         cmocka_unit_test(test_llama3_frequencies),
         cmocka_unit_test(test_converted_models),
-        cmocka_unit_test(test_unimplemented_values_are_refused_by_name),
+        cmocka_unit_test(test_unsupported_values_are_refused_by_name),
         cmocka_unit_test(test_insane_values_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -89,7 +89,7 @@ static void test_unsupported_parts(void **state)
     (void)state;
 #define NORMALIZER(text, message)                                                                  \
     expect_refused((tokenizer_parts){.normalizer = (text)}, MSA_EUNSUPPORTED, message)
-    NORMALIZER("{\"type\":\"NFKC\"}", "normalizer.type = \"NFKC\", is not implemented");
+    NORMALIZER("{\"type\":\"NFKC\"}", "normalizer.type = \"NFKC\", is not supported");
     NORMALIZER(
         "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFC\"},{\"type\":\"Lowercase\"}]}",
         "normalizer.normalizers[1].type = \"Lowercase\"");

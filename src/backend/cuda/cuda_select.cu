@@ -107,9 +107,3 @@ int cuda_select_leaves_orders(const msa_context *ctx, const msa_select_args *arg
 {
     return choose_path(ctx, args) == DECODE && !args->index_lse.data && !args->n_rescored.data;
 }
-
-msa_status cuda_select_orders(msa_context *ctx, const msa_select_args *args, void *workspace,
-                              block_orders *out)
-{
-    return cuda_select_decode_orders(ctx, args, workspace, out);
-}

@@ -12,6 +12,6 @@ msa_status cuda_select_attend(msa_context *ctx, const msa_select_args *select,
         return cuda_attend(ctx, attend, workspace);
     }
     MSA_CUDA_TRY("select_attend", cudaSetDevice(cuda_state(ctx)->device));
-    MSA_TRY(cuda_select_orders(ctx, select, workspace, &orders));
+    MSA_TRY(cuda_select_decode_orders(ctx, select, workspace, &orders));
     return cuda_attend_decode(ctx, attend, &orders);
 }

@@ -38,8 +38,6 @@ __device__ __forceinline__ void mbarrier_arrive(uint32_t bar)
 {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
 }
-// Arrive on the barrier at the same offset in another CTA of the cluster.
-
 /* One arrival stands for what all lanes of a warp have done. racecheck follows only lanes that
  * arrive themselves, so in a build for it (MSA_RACECHECK) every lane does. */
 #ifdef MSA_RACECHECK
@@ -62,6 +60,7 @@ __device__ __forceinline__ void mbarrier_arrive_warp_expect_tx(uint32_t bar, int
     }
     __syncwarp();
 }
+// Arrive on the barrier at the same offset in another CTA of the cluster.
 __device__ __forceinline__ void mbarrier_arrive_cluster(uint32_t bar, int cta)
 {
     asm volatile("{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"

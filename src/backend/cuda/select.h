@@ -30,8 +30,6 @@ typedef struct block_orders {
 } block_orders;
 /* All but the last step, into the workspace; only where `leaves` says so. */
 int cuda_select_leaves_orders(const msa_context *ctx, const msa_select_args *args);
-msa_status cuda_select_orders(msa_context *ctx, const msa_select_args *args, void *workspace,
-                              block_orders *out);
 msa_status cuda_select_decode_orders(msa_context *ctx, const msa_select_args *args, void *workspace,
                                      block_orders *out);
 /* Only the tiles of 256 rows that are marked; K - |F| <= 16. */
