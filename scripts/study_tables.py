@@ -137,9 +137,9 @@ def cost_table(results, rows):
 # ---- docs/claims.md ----------------------------------------------------------------------------------------
 
 
-def compare(results, rows, form, pick):
+def compare(results, rows, form, pick, join=spread):
     """`full` 3.21, `msa` 3.25: a figure of each row that there is."""
-    cells = [(row, spread([pick(one) for one in results[row]], form)) for row in rows if row in results]
+    cells = [(row, join([pick(one) for one in results[row]], form)) for row in rows if row in results]
     return ", ".join(f"`{row}` {cell}" for row, cell in cells if cell != DASH)
 
 
@@ -159,7 +159,7 @@ def claim_cells(results):
         return f"{loss(rows)}; tasks {by_length(results, rows)}"
 
     def token(rows):
-        clauses = [(n, compare(results, rows, "{:.2f}", lambda one, n=n: token_ms(one, n))) for n in lengths()]
+        clauses = [(n, compare(results, rows, "{:.2f}", lambda one, n=n: token_ms(one, n), least)) for n in lengths()]
         return "ms a token, " + "; ".join(f"{name_length(n)}: {clause}" for n, clause in clauses)
 
     def one_task(task):

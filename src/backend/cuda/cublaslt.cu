@@ -122,7 +122,7 @@ size_t cublaslt_bytes(const msa_context *ctx, int64_t m, int64_t n, int64_t k)
     msa__cuda_state *state = cuda_state(ctx);
     if ((double)m * (double)n * (double)k < LEAST_PRODUCTS) return 0;
     if (!state->asked_cublaslt) (void)cublaslt_open((msa_context *)ctx, NULL);
-    return state->cublaslt ? CUBLASLT_WORKSPACE : 0;
+    return state->cublaslt ? CUBLASLT_WORKSPACE + CUBLASLT_ALIGNMENT : 0;
 }
 
 /* ---- one product ------------------------------------------------------------------------------
@@ -226,10 +226,12 @@ msa_status cublaslt_multiply(msa_context *ctx, const char *op, const gradient_pr
     MSA_TRY(choose(lt, op, p, &terms, &choice));
     if (!choice->is_usable) return MSA_OK;
     float one = 1, old = p->accumulate ? 1 : 0;
+    uintptr_t workspace = (uintptr_t)p->workspace + CUBLASLT_ALIGNMENT - 1;
+    workspace -= workspace % CUBLASLT_ALIGNMENT;
     cublasStatus_t status =
         lt->multiply(lt->handle, &terms.product, &one, p->b.of.data, &terms.b, p->a.of.data,
                      &terms.a, &old, p->c.data, &terms.c, p->c.data, &terms.c, &choice->algorithm,
-                     p->workspace, CUBLASLT_WORKSPACE, cuda_stream(ctx));
+                     (void *)workspace, CUBLASLT_WORKSPACE, cuda_stream(ctx));
     /* It refuses some short rows (16, 24 or 48 elements) that it named an algorithm for. */
     choice->is_usable =
         status != CUBLAS_STATUS_INVALID_VALUE && status != CUBLAS_STATUS_NOT_SUPPORTED;
