@@ -26,9 +26,11 @@ run_all() {
     for program in $programs; do echo "$program"; done | PREFIX="$logs/$prefix" BUILD="$build" \
         xargs -P "$n_jobs" -I{} sh -c '
             name=$PREFIX$(basename "$0")
-            case $0 in *:*) export MSA_TEST_FILTER="${0#*:}" ;; esac
+            case $0 in *@*) export MSA_TEST_PART="${0#*@}" ;; esac
+            test=${0%@*}
+            case $test in *:*) export MSA_TEST_FILTER="${test#*:}" ;; esac
             start=$(date +%s)
-            "$@" "$BUILD/${0%:*}" >"$name.log" 2>&1
+            "$@" "$BUILD/${test%:*}" >"$name.log" 2>&1
             echo $? >"$name.rc"
             echo $(($(date +%s) - start)) >"$name.s"' {} "$@"
     for program in $programs; do judge "$prefix$(basename "$program")"; done

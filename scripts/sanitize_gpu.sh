@@ -4,7 +4,8 @@
 # BUILD_DIR as in test_gpu.sh; racecheck wants a build of the preset racecheck, whose warps arrive at
 # barriers in the one way that it can follow. Runs memcheck, racecheck and initcheck, or the tools named,
 # over the reduced tables of every operator's program, or of the programs and tests named (op_attend,
-# op_attend:test_merge, op_attend:test_dense*), half as many at a time as there are processors.
+# op_attend:test_merge, op_attend:test_dense*, op_attend:test_dense_cases@8 in eight parts), half as many
+# at a time as there are processors.
 # SECONDS_EACH (default 400) ends one that takes longer; that is a failure. Ends with "N passed,
 # N failed"; the exit status is the result.
 set -u
@@ -27,6 +28,15 @@ for program in $programs; do
     for one in ${wanted:-$name}; do
         case $one in
         "$name") chosen="$chosen $program" ;;
+        "$name":*@*)
+            parts=${one##*@}
+            i=0
+            while [ "$i" -lt "$parts" ]; do
+                test=${one%@*}
+                chosen="$chosen $program:${test#*:}@${i}of$parts"
+                i=$((i + 1))
+            done
+            ;;
         "$name":*) chosen="$chosen $program:${one#*:}" ;;
         esac
     done

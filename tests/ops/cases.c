@@ -5,6 +5,7 @@
 #include "harness/reduced.h"
 #include "ops/layer_fixture.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 /* clang-format off */
@@ -78,9 +79,23 @@ static const variant device_variants[] = {{1, 1, 1, 0, 0}, {1, 3, 1, 0, 0}, {1, 
                                           {1, 1, 1, 0, 1}, {2, 1, 1, 0, 0}, {1, 3, 0, 0, 0},
                                           {1, 1, 1, 1, 0}};
 
+/* MSA_TEST_PART, such as 0of8: every eighth case from the first on. Under a slow tool the parts of
+ * a table can then run side by side. */
+static int is_in_part(void)
+{
+    static int n_met;
+    const char *part = getenv("MSA_TEST_PART");
+    int i = 0, n = 1;
+    if (part && (sscanf(part, "%dof%d", &i, &n) != 2 || i < 0 || i >= n)) {
+        fail_msg("MSA_TEST_PART = %s, must be like 0of8", part);
+    }
+    return n_met++ % n == i;
+}
+
 static void visit_variant(const problem_spec *shape, variant v, case_visitor visit, void *arg)
 {
     problem_spec spec = *shape;
+    if (!is_in_part()) return;
     spec.q_dtype = v.q_dtype;
     spec.cache_dtype = v.cache_dtype;
     spec.paged = v.paged;
