@@ -2,6 +2,7 @@
 #ifndef MSA_TRAIN_RECALL_H
 #define MSA_TRAIN_RECALL_H
 
+#include "model/block_rows.h"
 #include "msa/train.h"
 #include "train/walk.h"
 
@@ -41,6 +42,13 @@ typedef struct msa__recall_probe {
     uint8_t *is_chosen;              /* [max_tokens] */
 } msa__recall_probe;
 
+/* 1: the layer selects. */
+static inline int32_t msa__recall_sees(const msa__config *c, int32_t layer)
+{
+    msa__attention_kind kind = c->layers[layer].attention;
+    return kind == MSA__ATTENTION_DSA || msa__row_ids(c, kind) > 0;
+}
+
 /* A probe for walks of at most max_tokens. MSA_ENOMEM, MSA_EDEVMEM, MSA_EUNSUPPORTED */
 MSA_CHECK_RESULT msa_status msa__recall_create(msa__recall_probe *probe, msa_context *ctx,
                                                const msa__config *config, msa_dtype dtype,
@@ -53,8 +61,8 @@ MSA_CHECK_RESULT msa_status msa__recall_tokens(const msa__recall_probe *probe, m
 msa_linear_args msa__recall_scores(const msa__recall_probe *probe, msa_dtype dtype, const void *q,
                                    int64_t q_stride, const void *k, int64_t n_rows, int64_t n_keys);
 
-/* Walk up over a batch and add what its rows say. The mode's phase says what layers attend to;
- * the index branch runs in any case. */
+/* Walk up over a batch and add what its rows say. The mode's phase says what layers with an index
+ * branch attend to; it runs in any case. */
 MSA_CHECK_RESULT msa_status msa__recall_walk(msa__recall_probe *probe, msa__walk *walk,
                                              const msa__walk_batch *batch);
 

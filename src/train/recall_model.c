@@ -20,10 +20,11 @@ static msa_status check(const msa_recall_args *args)
         return MSA_FAIL(MSA_EINVAL, "recall: n_tokens = %lld, must be in 1..%d",
                         (long long)args->n_tokens, INT32_MAX / 2);
     }
-    if (msa__config_count_index(&args->model->config) == 0) {
-        return MSA_FAIL(MSA_EINVAL, "recall: the model has no MSA or DSA layer");
+    const msa__config *c = &args->model->config;
+    for (int32_t layer = 0; layer < c->n_layers; layer++) {
+        if (msa__recall_sees(c, layer)) return MSA_OK;
     }
-    return MSA_OK;
+    return MSA_FAIL(MSA_EINVAL, "recall: the model has no layer that selects");
 }
 
 static msa_status read_sequence(const msa_recall_args *args, msa__walk *walk,

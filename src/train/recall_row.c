@@ -1,15 +1,15 @@
 /* See recall_row.h. */
 #include "train/recall_row.h"
 
-static int32_t is_forced(const msa__config *c, int64_t block, int64_t n_visible)
+static int32_t is_forced(const msa__recall_choice *c, int64_t block, int64_t n_visible)
 {
-    return block < c->n_init_blocks || block >= n_visible - c->n_local_blocks;
+    return block < c->n_init || block >= n_visible - c->n_local;
 }
 
 /* The K blocks of largest mass, the lower id among equals; with `forced`, those that every
  * selection contains come first. */
-static void find_best(const msa__config *c, const float *mass, int64_t n_visible, int32_t forced,
-                      int32_t *best)
+static void find_best(const msa__recall_choice *c, const float *mass, int64_t n_visible,
+                      int32_t forced, int32_t *best)
 {
     int32_t n = 0, n_forced;
     for (int64_t block = 0; forced && block < n_visible; block++) {
@@ -18,7 +18,7 @@ static void find_best(const msa__config *c, const float *mass, int64_t n_visible
     n_forced = n;
     for (int64_t block = 0; block < n_visible; block++) {
         if (forced && is_forced(c, block, n_visible)) continue;
-        if (n == c->topk_blocks) {
+        if (n == c->topk) {
             if (n == n_forced || mass[block] <= mass[best[n - 1]]) continue;
             n--;
         }
@@ -41,32 +41,32 @@ typedef struct overlap {
     double count, mass, captured;
 } overlap;
 
-static overlap compare(const msa__config *c, const float *mass, const int32_t *blocks,
+static overlap compare(const msa__recall_choice *c, const float *mass, const int32_t *blocks,
                        const int32_t *best, double captured)
 {
     double common = 0, common_mass = 0, best_mass = 0;
-    for (int32_t i = 0; i < c->topk_blocks; i++) {
+    for (int32_t i = 0; i < c->topk; i++) {
         double x = (double)mass[best[i]];
-        int32_t both = contains(blocks, c->topk_blocks, best[i]);
+        int32_t both = contains(blocks, c->topk, best[i]);
         common += both;
         common_mass += both ? x : 0;
         best_mass += x;
     }
     double whole = best_mass > 0 ? best_mass : 1;
-    return (overlap){common / c->topk_blocks, common_mass / whole, captured / whole};
+    return (overlap){common / c->topk, common_mass / whole, captured / whole};
 }
 
-void msa__recall_add_row(msa_recall *sums, const msa__config *config, const float *mass,
+void msa__recall_add_row(msa_recall *sums, const msa__recall_choice *choice, const float *mass,
                          int64_t n_visible, const int32_t *blocks, int32_t *best)
 {
     double captured = 0;
-    for (int32_t i = 0; i < config->topk_blocks && blocks[i] >= 0; i++) {
+    for (int32_t i = 0; i < choice->topk && blocks[i] >= 0; i++) {
         captured += (double)mass[blocks[i]];
     }
-    find_best(config, mass, n_visible, 0, best);
-    overlap any = compare(config, mass, blocks, best, captured);
-    find_best(config, mass, n_visible, 1, best);
-    overlap forced = compare(config, mass, blocks, best, captured);
+    find_best(choice, mass, n_visible, 0, best);
+    overlap any = compare(choice, mass, blocks, best, captured);
+    find_best(choice, mass, n_visible, 1, best);
+    overlap forced = compare(choice, mass, blocks, best, captured);
     sums->n_rows++;
     sums->captured_mass += captured;
     sums->block_recall += any.count;

@@ -72,7 +72,8 @@ int32_t msa__gate_is_passed(const msa_trainer *t)
     if (s->gate <= 0 || !t->probe.ctx) return 0;
     for (int32_t layer = 0; layer < t->model.n_layers; layer++) {
         const msa_recall *r = &t->recall[layer];
-        if (r->n_rows >= 0 && (r->n_rows == 0 || r->oracle_ratio < s->gate)) return 0;
+        if (!msa__attention_has_index(t->model.layers[layer].attention)) continue;
+        if (r->n_rows == 0 || r->oracle_ratio < s->gate) return 0;
     }
     return 1;
 }

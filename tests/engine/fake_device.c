@@ -28,6 +28,9 @@
     X(moe, 1)                                                                                      \
     X(layernorm, 0)                                                                                \
     X(layernorm_backward, 1)                                                                       \
+    X(window_blocks, 0)                                                                            \
+    X(block_means, 0)                                                                              \
+    X(moba_select, 1)                                                                              \
     X(token_select, 1)                                                                             \
     X(token_attend, 1)                                                                             \
     X(token_attend_backward, 1)                                                                    \
@@ -305,6 +308,25 @@ static void expect_attention_gradient(const call *c)
     }
 }
 
+static void expect_choice(const call *c)
+{
+    switch (c->id) {
+    case ID_window_blocks:
+        EXPECT(window_blocks, positions);
+        EXPECT(window_blocks, blocks.data);
+        break;
+    case ID_block_means:
+        expect_device("kv.k", c->args.block_means.kv.k.data);
+        EXPECT(block_means, cu_seqlens_q);
+        EXPECT(block_means, means.data);
+        break;
+    default:
+        EXPECT(moba_select, q.data);
+        EXPECT(moba_select, means.data);
+        EXPECT(moba_select, blocks.data);
+    }
+}
+
 static void expect_tokens(const call *c)
 {
     switch (c->id) {
@@ -451,6 +473,11 @@ static void expect_device_arguments(const call *c)
         break;
     case ID_moe:
         expect_moe(&c->args.moe);
+        break;
+    case ID_window_blocks:
+    case ID_block_means:
+    case ID_moba_select:
+        expect_choice(c);
         break;
     case ID_layernorm:
     case ID_layernorm_backward:

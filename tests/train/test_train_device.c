@@ -90,6 +90,8 @@ static void test_same_bits_on_a_device(void **state)
     (void)state;
     expect_same_bits(tiny_config, 2 * ((50 - 32) + (36 - 32)));
     expect_same_bits(tiny_dsa_config, 2 * MSA__RECALL_QUERIES);
+    expect_same_bits(tiny_moba_config, 2 * ((50 - 32) + (36 - 32)));
+    expect_same_bits(tiny_window_config, -1); /* layer 1 is a sliding window */
 }
 
 int main(void)

@@ -50,6 +50,8 @@ static void test_schedules(void **state)
 #define BLOCKS 9
 #define TOPK   3
 
+static const msa__recall_choice choice = {.topk = TOPK, .n_local = 1};
+
 /* The largest mass that K blocks can hold, by trying all of them; forced: with the last one. */
 static double best_mass(const float *mass, int32_t forced)
 {
@@ -68,10 +70,6 @@ static double best_mass(const float *mass, int32_t forced)
 static void test_recall_row(void **state)
 {
     (void)state;
-    msa__config *config = calloc(1, sizeof(*config));
-    assert_non_null(config);
-    config->topk_blocks = TOPK;
-    config->n_local_blocks = 1;
     for (uint64_t row = 0; row < 200; row++) {
         float mass[BLOCKS];
         int32_t blocks[TOPK] = {(int32_t)(row % 4), (int32_t)(4 + row % 3), BLOCKS - 1};
@@ -84,7 +82,7 @@ static void test_recall_row(void **state)
             mass[i] = msa__uniform(words[0]);
         }
         for (int i = 0; i < TOPK; i++) captured += (double)mass[blocks[i]];
-        msa__recall_add_row(&r, config, mass, BLOCKS, blocks, best);
+        msa__recall_add_row(&r, &choice, mass, BLOCKS, blocks, best);
         assert_int_equal(r.n_rows, 1);
         expect_near(r.captured_mass, captured, 1e-12);
         expect_near(r.oracle_ratio, captured / best_mass(mass, 0), 1e-12);
@@ -92,7 +90,6 @@ static void test_recall_row(void **state)
         assert_true(r.score_recall <= r.oracle_ratio + 1e-12);
         assert_true(r.block_recall_forced >= 1.0 / TOPK - 1e-12); /* the local block */
     }
-    free(config);
 }
 
 /* The best blocks themselves recall everything. */
@@ -103,15 +100,11 @@ static void test_recall_of_the_best(void **state)
     static const int32_t blocks[TOPK] = {1, 4, 8}, poor[TOPK] = {2, 8, -1};
     int32_t best[MSA__RECALL_ROW_IDS];
     msa_recall sums = {0}, mean;
-    msa__config *config = calloc(1, sizeof(*config));
-    assert_non_null(config);
-    config->topk_blocks = TOPK;
-    config->n_local_blocks = 1;
-    msa__recall_add_row(&sums, config, mass, BLOCKS, blocks, best);
+    msa__recall_add_row(&sums, &choice, mass, BLOCKS, blocks, best);
     msa__recall_mean(&sums, &mean);
     expect_near(mean.block_recall, 1, 0);
     expect_near(mean.oracle_ratio, 1, 1e-12);
-    msa__recall_add_row(&sums, config, mass, BLOCKS, poor, best);
+    msa__recall_add_row(&sums, &choice, mass, BLOCKS, poor, best);
     msa__recall_mean(&sums, &mean);
     assert_int_equal(mean.n_rows, 2);
     expect_near(mean.block_recall, (1 + 1.0 / 3) / 2, 1e-12);
@@ -120,7 +113,6 @@ static void test_recall_of_the_best(void **state)
     msa__recall_mean(&sums, &mean);
     assert_int_equal(mean.n_rows, 0);
     expect_near(mean.oracle_ratio, 1, 0);
-    free(config);
 }
 
 /* ---- operations --------------------------------------------------------------------------- */

@@ -44,6 +44,10 @@ const char *const tiny_window_config =
 const char *const tiny_moba_config = PLAIN("\"layer_types\": [\"moba\", \"moba_group\", \"moba\"],"
                                            "\"moba_block_size\": 16, \"moba_topk\": 2");
 
+const char *const tiny_moba_pages_config =
+    PLAIN("\"layer_types\": [\"moba\", \"moba_group\", \"full_attention\"],"
+          "\"moba_block_size\": 32, \"moba_topk\": 1");
+
 const char *const tiny_lightning_config =
     PLAIN("\"layer_types\": [\"lightning\", \"full_attention\", \"lightning\"]");
 

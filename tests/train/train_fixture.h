@@ -19,6 +19,9 @@ extern const char *const tiny_window_config;
 /* The same with MoBA layers, per head and per group; blocks of 16, K = 2. */
 extern const char *const tiny_moba_config;
 
+/* The same in blocks of two pages, K = 1. */
+extern const char *const tiny_moba_pages_config;
+
 /* The same with Lightning layers, first and last. */
 extern const char *const tiny_lightning_config;
 
