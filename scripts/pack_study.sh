@@ -18,6 +18,7 @@ mkdir -p "$packed/lib" "$packed/build/release/cli" "$packed/scripts" "$packed/do
     "$packed/models/msa-36m"
 cp -r "$here/recipes" "$packed/"
 cp "$here"/scripts/study*.py "$here/scripts/training_speed.py" "$packed/scripts/"
+cp "$here/README.md" "$packed/"
 cp "$here/docs/quality.md" "$here/docs/claims.md" "$here/docs/training.md" "$packed/docs/"
 cp "$here"/models/msa-36m/*.json "$packed/models/msa-36m/"
 cp "$build/cli/msa" "$build/src/libmsa.so.0" "$build/src/libmsa_cuda.so.0" "$build/src/engine/libmsa_engine.so.0" \

@@ -1,5 +1,5 @@
-"""The study of quality: trains the rows of recipes/study, asks them, writes the tables of docs/quality.md
-and the cells of docs/claims.md.
+"""The study of quality: trains the rows of recipes/study, asks them, writes the tables of docs/quality.md and
+README.md, and the cells of docs/claims.md.
 
     study.py prepare BOOKS         tokenizer and token shards from BOOKS/train and BOOKS/valid, or from books.tar.xz
     study.py run ROW... [--eval]   train rows, side by side on several GPUs; the same again goes on
@@ -63,7 +63,7 @@ def parse(arguments):
     add("--recipes", default=str(recipes.FOLDER), help="folder of the recipes")
     add("--work", default=str(ROOT / "build/study"), help="working folder")
     add("--results", default=str(ROOT / "docs/results/study"), help="folder of results")
-    add("--docs", default=str(ROOT / "docs"), help="folder of quality.md and claims.md, where tables go")
+    add("--docs", default=str(ROOT / "docs"), help="folder of quality.md and claims.md, where tables go, beside README.md")
     add("--tokens", type=tokens, default=tokens("60M"), help="of a run, such as 60M; the same for every row")
     add("--seeds", default="1", help="such as 1,2")
     add("--device", default="cuda", choices=["cuda", "cpu"])

@@ -213,7 +213,8 @@ def put(page, parts, separator):
 
 
 def write(folder, docs):
-    """0, or an exit with a message: the tables of quality.md and the study's cells of claims.md in `docs`."""
+    """0, or an exit with a message: the tables of quality.md and the study's cells of claims.md in `docs`, the
+    main one in README.md beside it."""
     results = read_results(folder)
     if not results:
         sys.exit(f"study.py table: no results in {folder}")
@@ -224,5 +225,6 @@ def write(folder, docs):
               "recall": recall_table(results, [row for row in results if recipes.selects(row)]),
               "cost": cost_table(results, main), "ablations": quality_table(results, ablations)}
     put(docs / "quality.md", tables, "\n")
+    put(docs.parent / "README.md", {"study": tables["main"]}, "\n")
     put(docs / "claims.md", claim_cells(results), "")
     return 0

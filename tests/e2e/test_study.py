@@ -89,14 +89,15 @@ def test_from_books_to_tables(work, tmp_path):
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("trained in") == 2 and done.stdout.count("asked in") == 2
 
-    for page in ("quality.md", "claims.md"):
-        (tmp_path / page).write_text((SOURCE / "docs" / page).read_text())
-    done = study(work, "table", "--docs", tmp_path)
+    (tmp_path / "docs").mkdir()
+    for page in ("docs/quality.md", "docs/claims.md", "README.md"):
+        (tmp_path / page).write_text((SOURCE / page).read_text())
+    done = study(work, "table", "--docs", tmp_path / "docs")
     assert done.returncode == 0, done.stderr
-    text = (tmp_path / "quality.md").read_text()
-    for row in ("full", "msa-converted"):
-        assert f"| `{row}` | " in text
-    assert "<!-- claim 13 -->loss at 32K `full` " in (tmp_path / "claims.md").read_text()
+    for page in ("docs/quality.md", "README.md"):
+        for row in ("full", "msa-converted"):
+            assert f"| `{row}` | " in (tmp_path / page).read_text()
+    assert "<!-- claim 13 -->loss at 32K `full` " in (tmp_path / "docs/claims.md").read_text()
     result = study_recipes.read_json(work / "results/msa-converted-s1.json")
     assert result["tokens"] == 3584
     assert {one["task"] for one in result["eval"]} == {"passkey", "perplexity", "recall"}
