@@ -4,7 +4,7 @@
 # BUILD_DIR is a release build with the CUDA backend. There, with books.tar.xz beside it:
 #     tar xf OUT.tar.xz && cd msa-study
 #     python3 scripts/study.py prepare ../books.tar.xz
-#     python3 scripts/study.py run main --eval --gpus 2 --tokens 60M
+#     python3 scripts/study.py run main --eval --gpus 2
 #     python3 scripts/training_speed.py --commit COMMIT
 # and docs/results is what to bring back.
 set -eu
