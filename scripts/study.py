@@ -63,7 +63,7 @@ def parse(arguments):
     add("--recipes", default=str(recipes.FOLDER), help="folder of the recipes")
     add("--work", default=str(ROOT / "build/study"), help="working folder")
     add("--results", default=str(ROOT / "docs/results/study"), help="folder of results")
-    add("--docs", default=str(ROOT / "docs"), help="folder of quality.md and claims.md, where tables go, beside README.md")
+    add("--docs", default=str(ROOT / "docs"), help="folder of quality.md and claims.md, beside README.md")
     add("--tokens", type=tokens, default=tokens("40M"), help="of a run, such as 40M; the same for every row")
     add("--seeds", default="1", help="such as 1,2")
     add("--device", default="cuda", choices=["cuda", "cpu"])
