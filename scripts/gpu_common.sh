@@ -18,7 +18,8 @@ n_passed=0
 n_failed=0
 
 # run_all PREFIX N COMMAND...: COMMAND PROGRAM for every one of $programs, N at a time; output and exit
-# status go to the logs. PROGRAM:TEST is one test of it (tests/harness/test_filter.c).
+# status go to the logs. PROGRAM:TEST is one test of it (tests/harness/test_filter.c), PROGRAM:TEST@0of8
+# an eighth of that test's cases (tests/ops/cases.c).
 run_all() {
     prefix=$1
     n_jobs=$2
@@ -36,9 +37,10 @@ run_all() {
     for program in $programs; do judge "$prefix$(basename "$program")"; done
 }
 
-# judge NAME: what became of a program; a skip is a failure here.
+# judge NAME: what became of a program; a skip is a failure here, and so is a name that no test has.
 judge() {
     status=$(cat "$logs/$1.rc")
+    if grep -q 'Running 0 test' "$logs/$1.log"; then status="$status, no such test"; fi
     seconds=$(cat "$logs/$1.s" 2>/dev/null)
     case $status in
     0)

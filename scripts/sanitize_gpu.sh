@@ -58,4 +58,4 @@ for tool in ${tools:-memcheck racecheck initcheck}; do
         --error-exitcode 1
 done
 echo "$n_passed passed, $n_failed failed"
-[ "$n_failed" = 0 ]
+[ "$n_failed" = 0 ] && [ "$n_passed" -gt 0 ]
