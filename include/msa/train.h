@@ -23,7 +23,7 @@ extern "C" {
  * row a query, at most 16 queries of a sequence
  */
 typedef struct msa_recall {
-    int64_t n_rows; /* queries times groups with a choice; 0: the means are 1 */
+    int64_t n_rows; /* queries times groups, or MoBA's heads, with a choice; 0: the means are 1 */
     double captured_mass;
     double block_recall, score_recall, oracle_ratio;
     double block_recall_forced, score_recall_forced, oracle_ratio_forced;

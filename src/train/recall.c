@@ -239,7 +239,7 @@ void msa__recall_finish(msa__recall_probe *probe, msa_recall *layers)
     const msa__config *c = probe->config;
     for (int32_t i = 0; i < c->n_layers; i++) {
         msa__recall_mean(&probe->sums[i], &layers[i]);
-        if (!msa__recall_sees(c, i)) layers[i].n_rows = -1;
+        if (!msa__recall_selects(c, i)) layers[i].n_rows = -1;
     }
     memset(probe->sums, 0, (size_t)c->n_layers * sizeof(*probe->sums));
 }

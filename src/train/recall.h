@@ -42,8 +42,8 @@ typedef struct msa__recall_probe {
     uint8_t *is_chosen;              /* [max_tokens] */
 } msa__recall_probe;
 
-/* 1: the layer selects. */
-static inline int32_t msa__recall_sees(const msa__config *c, int32_t layer)
+/* Blocks or tokens, so there is something to recall. */
+static inline int32_t msa__recall_selects(const msa__config *c, int32_t layer)
 {
     msa__attention_kind kind = c->layers[layer].attention;
     return kind == MSA__ATTENTION_DSA || msa__row_ids(c, kind) > 0;

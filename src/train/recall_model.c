@@ -22,7 +22,7 @@ static msa_status check(const msa_recall_args *args)
     }
     const msa__config *c = &args->model->config;
     for (int32_t layer = 0; layer < c->n_layers; layer++) {
-        if (msa__recall_sees(c, layer)) return MSA_OK;
+        if (msa__recall_selects(c, layer)) return MSA_OK;
     }
     return MSA_FAIL(MSA_EINVAL, "recall: the model has no layer that selects");
 }

@@ -28,7 +28,7 @@ static msa_status expect_layer(void *user, msa__walk *walk, int32_t layer)
     const msa__config *c = walk->args.config;
     const msa__layer_state *s = &walk->layers[layer];
     const msa__walk_batch *batch = tiny_batch();
-    if (!msa__recall_sees(c, layer)) return MSA_OK;
+    if (!msa__recall_selects(c, layer)) return MSA_OK;
     MSA_TRY(msa__walk_attend_keys(walk, s, 0, e->out, e->dense));
     int64_t n_heads = c->n_q_heads, groups = c->n_kv_heads, per_group = n_heads / groups;
     int64_t n_parts = msa__row_parts(c, c->layers[layer].attention), members = per_group / n_parts;
