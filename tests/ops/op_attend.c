@@ -264,8 +264,8 @@ static void test_dense_tiles_of_one_head(void **state)
     problem_free(p);
 }
 
-/* A token alone in its call, which decoding kernels of a device take: contexts around the edges of
- * tiles, of one share of the work and of several; bf16 (1) and fp8 (3) caches. */
+/* A token alone in its call, which devices cut over its context: around the edges of tiles, short
+ * and long; bf16 (1) and fp8 (3) caches. */
 typedef struct lone_token {
     int32_t kv_len, n_q_heads, n_kv_heads, head_dim;
     msa_dtype cache_dtype;
@@ -286,7 +286,7 @@ static const lone_token lone_tokens[] = {
     {40000, 1, 1, 64, 3, 1, {0, 0, 1}},
 };
 
-/* Tiles in a device's CTA beyond those whose places it finds at once. */
+/* Many tiles for every CTA of a device. */
 static const lone_token long_lone_token = {36000, 16, 16, 64, 3, 1, {0, 0, 0}};
 
 static problem_spec lone_spec(const lone_token *token)
