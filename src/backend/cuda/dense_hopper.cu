@@ -327,6 +327,9 @@ static __global__ void __launch_bounds__((hopper_shape<D, FP8>::THREADS), 1)
             mbarrier_init(smem_u32(&sm.raw_empty[i]), shape::HELPER_WARPS);
         }
         fence_mbarrier_init();
+        prefetch_tensor_map(&map_q);
+        prefetch_tensor_map(&map_k);
+        prefetch_tensor_map(&map_v);
     }
     __syncthreads();
     wait_prior_grid(); /* the work list */
@@ -422,18 +425,9 @@ static msa_status map_lane(msa_context *ctx, const msa_kv_view *kv, const msa_te
 template <int D, bool FP8>
 static msa_status launch(msa_context *ctx, const CUtensorMap *maps, const hopper_args *kernel_args)
 {
-    size_t bytes = sizeof(hopper_shared<D, FP8>) + 1024;
-    auto kernel = dense_hopper_kernel<D, FP8>;
-    MSA_CUDA_TRY(
-        "dense_attend",
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
-    cudaLaunchConfig_t config;
-    cudaLaunchAttribute early;
-    dense_launch_config(ctx, cuda_state(ctx)->n_sms, hopper_shape<D, FP8>::THREADS, bytes, &config,
-                        &early);
-    MSA_CUDA_TRY("dense_attend",
-                 cudaLaunchKernelEx(&config, kernel, maps[0], maps[1], maps[2], *kernel_args));
-    return MSA_OK;
+    return dense_launch(ctx, dense_hopper_kernel<D, FP8>, cuda_state(ctx)->n_sms,
+                        hopper_shape<D, FP8>::THREADS, sizeof(hopper_shared<D, FP8>) + 1024,
+                        maps[0], maps[1], maps[2], *kernel_args);
 }
 
 msa_status cuda_dense_hopper(msa_context *ctx, const msa_dense_attend_args *args, void *workspace)

@@ -102,39 +102,46 @@ static __device__ __forceinline__ int dense_partial(int base, const dense_item &
     return base + token * item.partial_step + split;
 }
 
-/* Split i of the only row tile of the only sequence; false: it is empty. The first one of the first
- * head tells the merge. */
-static __device__ __forceinline__ bool dense_lone_item(const dense_work &work, int i, int head,
-                                                       dense_item *item)
+/* Split i of the only row tile of the only sequence; false: it is empty. n_used: splits that are
+ * not.
+ */
+static __device__ __forceinline__ bool dense_lone_item(const dense_work &work, int i,
+                                                       dense_item *item, int *n_used)
 {
-    int first_token = work.batch.cu_seqlens_q[0], n_used = 0;
+    int first_token = work.batch.cu_seqlens_q[0];
     int n_tokens = work.batch.cu_seqlens_q[1] - first_token;
+    *n_used = 0;
     bool found = n_tokens > 0 &&
-                 dense_make_item(work, 0, first_token, n_tokens, work.max_splits, i, item, &n_used);
-    if (n_used > 1) item->partial = dense_partial(0, *item, 0, i);
-    if (i > 0 || head > 0) return found;
-    if (threadIdx.x % 32 == 0) work.counts->n_cuts = n_used > 1 ? n_tokens : 0;
-    for (int t = threadIdx.x % 32; t < n_tokens && n_used > 1; t += 32) {
-        dense_cut cut = {first_token + t, dense_partial(0, *item, t, 0), n_used, 0};
-        work.cuts[t] = cut;
-    }
+                 dense_make_item(work, 0, first_token, n_tokens, work.max_splits, i, item, n_used);
+    if (*n_used > 1) item->partial = dense_partial(0, *item, 0, i);
     return found;
 }
 
-/* Launch that may begin before the kernels ahead of it end: the kernel calls wait_prior_grid. */
-static inline void dense_launch_config(const msa_context *ctx, int n_ctas, int n_threads,
-                                       size_t shared_bytes, cudaLaunchConfig_t *config,
-                                       cudaLaunchAttribute *early)
+/* Launch that may begin before the kernels ahead of it end: the kernel calls wait_prior_grid. All
+ * ask for the largest shared memory: an SM that has to divide its memory anew waits until it is
+ * empty. */
+template <typename... PARAMETERS, typename... ARGUMENTS>
+static msa_status dense_launch(msa_context *ctx, void (*kernel)(PARAMETERS...), int n_ctas,
+                               int n_threads, size_t shared_bytes, const ARGUMENTS &...arguments)
 {
-    early->id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early->val.programmaticStreamSerializationAllowed = 1;
-    *config = {};
-    config->gridDim = dim3((unsigned)n_ctas);
-    config->blockDim = dim3((unsigned)n_threads);
-    config->dynamicSmemBytes = shared_bytes;
-    config->stream = cuda_stream(ctx);
-    config->attrs = early;
-    config->numAttrs = 1;
+    MSA_CUDA_TRY("dense_attend",
+                 cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      (int)shared_bytes));
+    MSA_CUDA_TRY("dense_attend",
+                 cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                      cudaSharedmemCarveoutMaxShared));
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3((unsigned)n_ctas);
+    config.blockDim = dim3((unsigned)n_threads);
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = cuda_stream(ctx);
+    config.attrs = &early;
+    config.numAttrs = 1;
+    MSA_CUDA_TRY("dense_attend", cudaLaunchKernelEx(&config, kernel, arguments...));
+    return MSA_OK;
 }
 
 /* Fill the work list: heavy items first. */

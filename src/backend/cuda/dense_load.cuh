@@ -93,7 +93,8 @@ static __device__ void produce(hopper_shared<D, FP8> &sm, const hopper_args &arg
         dense_item item;
         bool is_item = index < n_items;
         if (is_item && work.alone) {
-            is_item = dense_lone_item(work, index / n_heads, index % n_heads, &item);
+            int n_used;
+            is_item = dense_lone_item(work, index / n_heads, &item, &n_used);
         } else if (is_item) {
             item = work.items[index / n_heads];
         }

@@ -51,7 +51,7 @@ static __device__ __forceinline__ void merge_row(const merge_args &args, const d
         }
         sum += warp_sum(share);
         int n = min(32, cut.n - from);
-#pragma unroll 8
+#pragma unroll 16 /* loads at a time: the rows are few, their latency is the cost */
         for (int j = 0; j < n; j++) {
             float w = __shfl_sync(~0u, weight, j);
             const float *part =
@@ -77,15 +77,34 @@ static __device__ __forceinline__ void merge_row(const merge_args &args, const d
     }
 }
 
+/* The only sequence's cut is told by its lengths. They are older than the kernel ahead, which had
+ * waited for them when it let this one begin. */
+template <int D> static __device__ __forceinline__ void merge_alone(const merge_args &args, int row)
+{
+    const dense_work &work = args.work;
+    int n_heads = work.n_kv_heads * work.n_group, token = row / n_heads, n_used;
+    dense_item item;
+    dense_lone_item(work, 0, &item, &n_used);
+    wait_prior_grid();
+    if (n_used < 2 || token >= item.n_tokens) return;
+    dense_cut cut = {item.token + token, dense_partial(0, item, token, 0), n_used, 0};
+    merge_row<D>(args, cut, row % n_heads);
+}
+
 template <int D>
 static __global__ void __launch_bounds__(THREADS)
     dense_merge_kernel(const __grid_constant__ merge_args args)
 {
+    int first = blockIdx.x * WARPS + threadIdx.x / 32;
+    launch_dependents(); /* they wait for the result */
+    if (args.work.alone) {
+        merge_alone<D>(args, first);
+        return;
+    }
     wait_prior_grid();
     int n_heads = args.work.n_kv_heads * args.work.n_group;
     int64_t n_rows = (int64_t)args.work.counts->n_cuts * n_heads;
-    int64_t step = (int64_t)gridDim.x * WARPS;
-    for (int64_t row = blockIdx.x * WARPS + threadIdx.x / 32; row < n_rows; row += step)
+    for (int64_t row = first; row < n_rows; row += (int64_t)gridDim.x * WARPS)
         merge_row<D>(args, args.work.cuts[row / n_heads], (int)(row % n_heads));
 }
 
@@ -93,10 +112,8 @@ msa_status cuda_dense_merge(msa_context *ctx, const msa_dense_attend_args *args,
                             const dense_work *work)
 {
     merge_args kernel_args = {*work, args->out, args->lse, args->kv.v_scale};
-    cudaLaunchConfig_t config;
-    cudaLaunchAttribute early;
-    dense_launch_config(ctx, cuda_state(ctx)->n_sms, THREADS, 0, &config, &early);
+    int64_t n_ctas = cuda_state(ctx)->n_sms, rows = args->q.shape[0] * args->q.shape[1];
+    if (work->alone) n_ctas = rows / WARPS + 1;
     auto kernel = args->q.shape[2] == 128 ? dense_merge_kernel<128> : dense_merge_kernel<64>;
-    MSA_CUDA_TRY("dense_attend", cudaLaunchKernelEx(&config, kernel, kernel_args));
-    return MSA_OK;
+    return dense_launch(ctx, kernel, (int)n_ctas, THREADS, 0, kernel_args);
 }

@@ -105,9 +105,5 @@ static __global__ void __launch_bounds__(THREADS)
 
 msa_status cuda_dense_schedule(msa_context *ctx, const dense_work *work)
 {
-    cudaLaunchConfig_t config;
-    cudaLaunchAttribute early;
-    dense_launch_config(ctx, 1, THREADS, 0, &config, &early);
-    MSA_CUDA_TRY("dense_attend", cudaLaunchKernelEx(&config, dense_schedule_kernel, *work));
-    return MSA_OK;
+    return dense_launch(ctx, dense_schedule_kernel, 1, THREADS, 0, *work);
 }
