@@ -103,18 +103,16 @@ static __device__ __forceinline__ int dense_partial(int base, const dense_item &
 }
 
 /* Split i of the only row tile of the only sequence; false: it is empty. n_used: splits that are
- * not.
- */
+ * not. Nothing is asked before all three lengths are on their way. */
 static __device__ __forceinline__ bool dense_lone_item(const dense_work &work, int i,
                                                        dense_item *item, int *n_used)
 {
     int first_token = work.batch.cu_seqlens_q[0];
     int n_tokens = work.batch.cu_seqlens_q[1] - first_token;
-    *n_used = 0;
-    bool found = n_tokens > 0 &&
-                 dense_make_item(work, 0, first_token, n_tokens, work.max_splits, i, item, n_used);
+    bool found = dense_make_item(work, 0, first_token, n_tokens, work.max_splits, i, item, n_used);
+    if (n_tokens == 0) *n_used = 0;
     if (*n_used > 1) item->partial = dense_partial(0, *item, 0, i);
-    return found;
+    return found && *n_used > 0;
 }
 
 /* Launch that may begin before the kernels ahead of it end: the kernel calls wait_prior_grid. All
