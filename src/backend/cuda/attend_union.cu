@@ -216,19 +216,37 @@ __device__ __forceinline__ void consumer(Smem<D, FP8> &sm, const attend_piece &p
         rows = {-INFINITY, -INFINITY, 0, 0};
 #pragma unroll
         for (int i = 0; i < D / 2; i++) o[i] = 0;
-        bool pending = false; /* weights of the block before wait for their values */
-        int pending_valid = 0;
+        int pending = -1, pending_valid = 0; /* block whose weights wait for their values */
+        auto finish_pending = [&] {
+            await_values(pending, pending_valid);
+            multiply_values(o, weights, smem_u32(sm.v[pending % V_STAGES]), 1);
+            wgmma_wait<0>();
+            pin(o);
+            release(&sm.v_empty[pending % V_STAGES]);
+        };
         for (int j = 0; j < tile.n_entries; j++, block++) {
-            int stage = block % K_STAGES, before = (block - 1) % V_STAGES;
+            int stage = block % K_STAGES;
             mbarrier_wait(smem_u32(&sm.k_full[stage]), (block / K_STAGES) & 1);
             int2 entry = make_int2(sm.entry[stage].block, (int)sm.entry[stage].tokens);
             int first = tile.position0 - entry.x * TILE_KEYS; /* last key that token 0 sees */
             int n_valid = first + 32 - __clz(entry.y);        /* keys the last member sees */
-            if (pending) await_values(block - 1, pending_valid);
-            bool visit = (unsigned)entry.y & own;
             Sight sight = {entry.y >> token0 & 1 ? first + token0 : -1,
                            entry.y >> token1 & 1 ? first + token1 : -1};
-            if (visit && pending) { /* the products of both blocks, softmax under the second */
+            if (!((unsigned)entry.y & own)) {
+                release(&sm.k_empty[stage]);
+                /* The weights wait for the next products, unless their values stand in the way of
+                 * those that come. */
+                if (pending >= 0 && block - pending == V_STAGES) {
+                    finish_pending();
+                    pending = -1;
+                }
+                await_values(block, n_valid);
+                release(&sm.v_empty[block % V_STAGES]);
+                continue;
+            }
+            if (pending >= 0) { /* the products of both blocks, softmax under the second */
+                int before = pending % V_STAGES;
+                await_values(pending, pending_valid);
                 multiply_keys<D>(s, queries, smem_u32(sm.k[stage]));
                 multiply_values(o, weights, smem_u32(sm.v[before]), 1);
                 wgmma_wait<1>();
@@ -239,38 +257,20 @@ __device__ __forceinline__ void consumer(Smem<D, FP8> &sm, const attend_piece &p
                 pin(o);
                 release(&sm.v_empty[before]);
                 rescale(o, factor);
-                pack_weights(weights, s);
-            } else if (visit) {
+            } else {
                 multiply_keys<D>(s, queries, smem_u32(sm.k[stage]));
                 wgmma_wait<0>();
                 pin(s);
                 release(&sm.k_empty[stage]);
-                float2 factor = softmax_tile(s, rows, sight.last0, sight.last1, p.scale_log2);
-                rescale(o, factor);
-                pack_weights(weights, s);
-            } else {
-                release(&sm.k_empty[stage]);
-                if (pending) {
-                    multiply_values(o, weights, smem_u32(sm.v[before]), 1);
-                    wgmma_wait<0>();
-                    pin(o);
-                    release(&sm.v_empty[before]);
-                }
-                await_values(block, n_valid);
-                release(&sm.v_empty[block % V_STAGES]);
+                rescale(o, softmax_tile(s, rows, sight.last0, sight.last1, p.scale_log2));
             }
-            pending = visit;
+            pack_weights(weights, s);
+            pending = block;
             pending_valid = n_valid;
         }
         __syncwarp();
         release(&sm.q_empty[slot][wg]);
-        if (pending) {
-            await_values(block - 1, pending_valid);
-            multiply_values(o, weights, smem_u32(sm.v[(block - 1) % V_STAGES]), 1);
-            wgmma_wait<0>();
-            pin(o);
-            release(&sm.v_empty[(block - 1) % V_STAGES]);
-        }
+        if (pending >= 0) finish_pending();
         total_sums(rows);
         write_row<D>(p, tile, row0, o, 0, rows.max0, rows.sum0);
         write_row<D>(p, tile, row1, o, 2, rows.max1, rows.sum1);
