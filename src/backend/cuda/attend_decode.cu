@@ -67,30 +67,6 @@ __device__ __forceinline__ void find_blocks(AttendSmem<D, BYTES> &sm, const deco
     __syncwarp();
 }
 
-/* By the threads from `first` on: the group's queries as 16 rows. Eight-bit keys come as 4
- * neighbours per lane, which stand for k = 2i, 2i+1, 2i+8, 2i+9 of a step of 16: the queries change
- * places likewise. */
-template <int D, int BYTES>
-__device__ __forceinline__ void load_queries(AttendSmem<D, BYTES> &sm, const decode_attend &p,
-                                             int first)
-{
-#pragma unroll 1
-    for (int i = threadIdx.x - first; i < HEADS * D / 8; i += THREADS - first) {
-        int head = i / (D / 8), chunk = i % (D / 8);
-        uint32_t x[4] = {0, 0, 0, 0};
-        if (head < p.group_heads) {
-            const uint32_t *q =
-                (const uint32_t *)(p.q + blockIdx.z * p.q_token +
-                                   ((int64_t)blockIdx.y * p.group_heads + head) * p.q_head);
-            int first = BYTES == 2 ? chunk * 4 : chunk / 2 * 8 + chunk % 2;
-#pragma unroll
-            for (int j = 0; j < 4; j++) x[j] = __ldcg(q + first + j * (BYTES == 2 ? 1 : 2));
-        }
-        *(uint4 *)(sm.q + head * AttendConfig<D, BYTES>::Q_PITCH + chunk * 16) =
-            make_uint4(x[0], x[1], x[2], x[3]);
-    }
-}
-
 /* The row's first n page numbers into the ring, while the scan runs. */
 __device__ __forceinline__ void stage_pages(unsigned char *ring, const decode_attend &p, int seq,
                                             int n)
@@ -149,112 +125,33 @@ __device__ __forceinline__ void rank_row(AttendSmem<D, BYTES> &sm, const unsigne
     __syncwarp();
 }
 
-/* ---- between CTAs -----------------------------------------------------------------------------
+/* ---- the kernel -------------------------------------------------------------------------------
  */
 
 template <int D, int BYTES>
-__device__ __forceinline__ void send_partial(AttendSmem<D, BYTES> &sm, const decode_attend &p,
-                                             const Partial &x, int cluster, int rank)
+__device__ __forceinline__ void load_group(AttendSmem<D, BYTES> &sm, const decode_attend &p,
+                                           int first)
 {
-    int lane = threadIdx.x & 31, warp = threadIdx.x / 32, q = lane % 4;
-    int share_log2 = 5 - __ffs(cluster), share = 1 << share_log2;
-    if (warp >= D / 16) return;
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-        int head = lane / 4 + 8 * r, owner = head >> share_log2;
-        int slot = (rank << share_log2) + (head & (share - 1));
-        uint32_t bar = cluster_address(smem_u32(&sm.arrived), owner);
-        uint32_t o = cluster_address(smem_u32(&sm.o[slot][warp * 16]), owner);
-        float y[4] = {x.o[0][2 * r], x.o[1][2 * r], x.o[0][2 * r + 1], x.o[1][2 * r + 1]};
-        if (BYTES == 2) { /* neighbours exchange halves: 4 columns in a row each */
-            float give0 = q % 2 ? x.o[0][2 * r] : x.o[1][2 * r];
-            float give1 = q % 2 ? x.o[0][2 * r + 1] : x.o[1][2 * r + 1];
-            float take0 = __shfl_xor_sync(~0u, give0, 1), take1 = __shfl_xor_sync(~0u, give1, 1);
-            y[0] = q % 2 ? take0 : x.o[0][2 * r], y[1] = q % 2 ? take1 : x.o[0][2 * r + 1];
-            y[2] = q % 2 ? x.o[1][2 * r] : take0, y[3] = q % 2 ? x.o[1][2 * r + 1] : take1;
-        }
-        int column = BYTES == 2 ? q % 2 * 8 + q / 2 * 4 : q * 4;
-        if (head >= p.group_heads) continue;
-        if (cluster == 1) { /* the asynchronous store is for clusters of two and more */
-            *(float4 *)&sm.o[slot][warp * 16 + column] = make_float4(y[0], y[1], y[2], y[3]);
-            if (warp == 0 && q == 0) sm.ml[slot] = make_float2(x.m[r], x.l[r]);
-            continue;
-        }
-        store_cluster_async(o + column * 4, y[0], y[1], y[2], y[3], bar);
-        if (warp == 0 && q == 0) {
-            store_cluster_async(cluster_address(smem_u32(&sm.ml[slot]), owner), x.m[r], x.l[r],
-                                bar);
-        }
-    }
+    load_queries<D, BYTES>(
+        sm.q, p.q + blockIdx.z * p.q_token + (int64_t)blockIdx.y * p.group_heads * p.q_head,
+        p.q_head, p.group_heads, first);
 }
 
-/* The upper levels of the tree, for one number of O, and the result. */
-template <int CLUSTER, int D, int BYTES>
-__device__ __forceinline__ void finish_heads(AttendSmem<D, BYTES> &sm, const decode_attend &p,
-                                             int rank)
-{
-    constexpr int SHARE = HEADS / CLUSTER;
-    for (int i = threadIdx.x; i < SHARE * D; i += THREADS) {
-        int mine = i / D, d = i % D, head = rank * SHARE + mine;
-        if (head >= p.group_heads) return;
-        float m[CLUSTER], l[CLUSTER], o[CLUSTER];
-#pragma unroll
-        for (int c = 0; c < CLUSTER; c++) {
-            float2 ml = sm.ml[c * SHARE + mine];
-            m[c] = ml.x, l[c] = ml.y, o[c] = sm.o[c * SHARE + mine][d];
-        }
-#pragma unroll
-        for (int w = 1; w < CLUSTER; w *= 2)
-#pragma unroll
-            for (int c = 0; c < CLUSTER; c += 2 * w) {
-                float2 f = merge_weights(m[c], m[c + w], &m[c]);
-                l[c] = merge_values(f, l[c], l[c + w]);
-                o[c] = merge_values(f, o[c], o[c + w]);
-            }
-        int64_t h = (int64_t)blockIdx.y * p.group_heads + head;
-        int empty = m[0] == -INFINITY && l[0] == 0;
-        p.out[blockIdx.z * p.out_token + h * p.out_head + d] =
-            __float2bfloat16(empty ? 0.0f : o[0] / l[0] * p.v_scale);
-        if (p.lse && d == 0)
-            p.lse[blockIdx.z * p.lse_token + h * p.lse_head] =
-                empty ? -INFINITY : (m[0] + log2f(l[0])) * 0.69314718055994531f;
-    }
-}
-
-/* Heads that this CTA finishes. */
-__device__ __forceinline__ int own_heads(const decode_attend &p)
-{
-    int share = HEADS / gridDim.x;
-    return max(0, min(share, p.group_heads - (int)blockIdx.x * share));
-}
-
-/* The other CTAs' partials are there, then the result. */
+/* One number of the result, and the LSE. */
 template <int D, int BYTES>
 __device__ __forceinline__ void finish_row(AttendSmem<D, BYTES> &sm, const decode_attend &p)
 {
-    int cluster = gridDim.x, rank = blockIdx.x;
-    if (cluster > 1 && own_heads(p) == 0) return; /* nobody sends anything */
-    if (cluster > 1) {
-        mbarrier_wait_cluster(smem_u32(&sm.arrived), 0);
-    } else {
-        __syncthreads();
-    }
-    switch (cluster) {
-    case 1:
-        finish_heads<1>(sm, p, rank);
-        break;
-    case 2:
-        finish_heads<2>(sm, p, rank);
-        break;
-    case 4:
-        finish_heads<4>(sm, p, rank);
-        break;
-    case 8:
-        finish_heads<8>(sm, p, rank);
-        break;
-    default:
-        finish_heads<16>(sm, p, rank);
-    }
+    int first = blockIdx.y * p.group_heads + blockIdx.x * (HEADS / gridDim.x);
+    finish_heads(sm.heads, p.group_heads, gridDim.x, blockIdx.x,
+                 [&](int mine, int d, float m, float l, float o) {
+                     int64_t h = first + mine;
+                     int empty = m == -INFINITY && l == 0;
+                     p.out[blockIdx.z * p.out_token + h * p.out_head + d] =
+                         __float2bfloat16(empty ? 0.0f : o / l * p.v_scale);
+                     if (p.lse && d == 0)
+                         p.lse[blockIdx.z * p.lse_token + h * p.lse_head] =
+                             empty ? -INFINITY : (m + log2f(l)) * 0.69314718055994531f;
+                 });
 }
 
 template <int D, int BYTES>
@@ -271,9 +168,9 @@ __global__ void __launch_bounds__(THREADS, 2)
     if (threadIdx.x == 0) {
 #pragma unroll 1
         for (int i = 0; i < p.ring; i++) mbarrier_init(smem_u32(&sm.full[i]), 1);
-        mbarrier_init(smem_u32(&sm.arrived), 1);
+        mbarrier_init(smem_u32(&sm.heads.arrived), 1);
         fence_mbarrier_init();
-        mbarrier_arrive_expect_tx(smem_u32(&sm.arrived), gridDim.x * own_heads(p) * (D * 4 + 8));
+        expect_partials(sm.heads, p.group_heads, gridDim.x, blockIdx.x);
         prefetch_tensor_map(&map_k);
         prefetch_tensor_map(&map_v);
     }
@@ -281,7 +178,7 @@ __global__ void __launch_bounds__(THREADS, 2)
     int position = s.length - (s.end - (int)blockIdx.z), n_staged = 0;
     int n_visible = position < 0 ? 0 : position / BLOCK + 1; /* (M3) */
     if (p.orders) { /* all of this is older than the scan, which has waited for it */
-        load_queries(sm, p, 0);
+        load_group(sm, p, 0);
         if (p.page_table) n_staged = min(n_visible, (int)Config::TILE_BYTES / 4);
         stage_pages(ring, p, s.seq, n_staged);
     }
@@ -293,7 +190,7 @@ __global__ void __launch_bounds__(THREADS, 2)
         if (threadIdx.x < 32) {
             find_blocks(sm, p, s);
         } else {
-            load_queries(sm, p, 32);
+            load_group(sm, p, 32);
         }
     } else {
         if (n_visible > p.topk) wait_prior_grid();
@@ -317,7 +214,7 @@ __global__ void __launch_bounds__(THREADS, 2)
         }
         merge_tree(stack, x, place);
     }
-    send_partial(sm, p, x, gridDim.x, blockIdx.x);
+    send_partial<D, BYTES>(sm.heads, x, p.group_heads, gridDim.x, blockIdx.x);
     finish_row(sm, p);
     if (sm.position < p.topk * BLOCK) wait_prior_grid(); /* whoever comes next relies on it */
 }
@@ -337,25 +234,6 @@ int cuda_attend_decode_supports(const msa_attend_args *args)
     if (!cuda_can_map(k) || !cuda_can_map(v)) return 0;
     if (k->shape[0] == 0) return 0;
     return q->shape[0] <= 16 * (int64_t)args->kv.n_seqs;
-}
-
-/* Packed lanes [rows, Hkv, D] seen as one page [1, Hkv, rows, D]. */
-static msa_status map_lane(msa_context *ctx, const msa_attend_args *args, const msa_tensor *lane,
-                           CUtensorMap *map)
-{
-    msa_tensor paged = *lane;
-    if (!args->kv.page_table) {
-        paged = msa_tensor_make(lane->data, lane->dtype, 4, 1, lane->shape[1], lane->shape[0],
-                                lane->shape[2]);
-        paged.stride[0] = lane->stride[0]; /* of a single page */
-        paged.stride[1] = lane->stride[1];
-        paged.stride[2] = lane->stride[0];
-    }
-    uint32_t width = lane->dtype == MSA_DTYPE_BF16 ? 64 : (uint32_t)args->q.shape[2];
-    uint32_t box[4] = {1, 1, BLOCK, width};
-    return width * (lane->dtype == MSA_DTYPE_BF16 ? 2 : 1) < 128
-               ? cuda_tensor_map_plain(ctx, "attend", &paged, box, map)
-               : cuda_tensor_map(ctx, "attend", &paged, box, map);
 }
 
 typedef struct attend_shape {
@@ -390,8 +268,8 @@ static msa_status launch_attend(msa_context *ctx, const msa_attend_args *args, d
     attend_shape shape = choose_shape(ctx, args);
     p->n_places = shape.n_places, p->ring = shape.ring;
     CUtensorMap map_k, map_v;
-    MSA_TRY(map_lane(ctx, args, &args->kv.k, &map_k));
-    MSA_TRY(map_lane(ctx, args, &args->kv.v, &map_v));
+    MSA_TRY(map_lane(ctx, "attend", &args->kv, &args->kv.k, &map_k));
+    MSA_TRY(map_lane(ctx, "attend", &args->kv, &args->kv.v, &map_v));
     size_t smem =
         shape.ring * AttendConfig<D, BYTES>::TILE_BYTES + sizeof(AttendSmem<D, BYTES>) + 1024;
     MSA_CUDA_TRY("attend", cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,

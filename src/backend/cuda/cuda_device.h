@@ -18,6 +18,9 @@ typedef struct msa__cuda_state {
     decltype(&cuTensorMapEncodeTiled) encode_tensor_map;
     struct msa__cublaslt *cublaslt; /* NULL: not there, or not asked for yet (cublaslt.h) */
     int asked_cublaslt;
+    int n_clusters[5]; /* of 2^i CTAs with an SM each that run at once, once asked (dense_decode.cu)
+                        */
+    int asked_clusters;
     char name[64]; /* "sm_90 NVIDIA H200" */
 } msa__cuda_state;
 

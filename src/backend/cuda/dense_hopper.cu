@@ -17,15 +17,10 @@
 static __device__ __forceinline__ float finish_row(const hopper_args &args, float max, float sum,
                                                    int token, int h, bool valid, bool write)
 {
-    float top = max * args.scale_log2, factor = args.v_scale;
+    float top = max * args.scale_log2;
     const float *sink_logit = args.work.batch.sink_logit;
     float sink = sink_logit && valid ? sink_logit[h] * DENSE_LOG2_E : -INFINITY;
-    if (sink > -INFINITY) {
-        float both = fmaxf(top, sink), share = ex2(top - both);
-        factor *= share;
-        sum = sum * share + ex2(sink - both);
-        top = both;
-    }
+    float factor = args.v_scale * dense_join_sink(sink, top, sum);
     if (valid && write && args.lse.data) {
         float *lse = (float *)args.lse.data;
         lse[token * args.lse.stride[0] + h * args.lse.stride[1]] =
@@ -436,6 +431,11 @@ msa_status cuda_dense_hopper(msa_context *ctx, const msa_dense_attend_args *args
     hopper_args kernel_args = {};
     dense_work *work = &kernel_args.work;
     (void)lay_out(ctx, args, (char *)workspace, work);
+    MSA_TRY(cuda_dense_decode_shape(ctx, args, work));
+    if (work->cluster) {
+        MSA_TRY(cuda_dense_decode(ctx, args, work));
+        return work->n_runs > 1 ? cuda_dense_merge(ctx, args, work) : MSA_OK;
+    }
     int fp8 = kv->k.dtype == MSA_DTYPE_F8_E4M3, dim = (int)args->q.shape[2];
     kernel_args.v = kv->v;
     kernel_args.out = args->out;

@@ -10,8 +10,15 @@
 #define MSA_CUDA_DENSE_HOPPER_CUH
 
 #include "backend/cuda/dense_attend.cuh"
+#include "backend/cuda/ptx.cuh"
 
-enum { DENSE_ROWS = 128, DENSE_KEYS = 128, DENSE_MIN_TILES = 2 };
+enum {
+    DENSE_ROWS = 128,
+    DENSE_KEYS = 128,
+    DENSE_MIN_TILES = 2,
+    DENSE_LONE_TILES = 8 /* of a CTA of a lone token's only clusters; beyond, more clusters and a
+                            merge are faster */
+};
 
 #define DENSE_LOG2_E 1.4426950408889634f
 #define DENSE_LN_2   0.6931471805599453f
@@ -43,6 +50,8 @@ typedef struct dense_work {
     int32_t max_splits;
     int32_t alone; /* one sequence, one row tile: split s of head h is CTA s * Hkv + h, there is no
                       list */
+    int32_t cluster, n_runs; /* a lone token (dense_decode.cu): CTAs of a cluster, clusters per KV
+                                head; 0: items */
     dense_counts *counts;
     dense_item *items;
     dense_cut *cuts;
@@ -70,6 +79,32 @@ static __device__ __forceinline__ dense_walk dense_walk_of(const dense_batch &ba
 static __device__ __forceinline__ int dense_walk_tile(const dense_walk &walk, int i)
 {
     return i < walk.n_window ? walk.newest - i : walk.n_sinks - 1 - (i - walk.n_window);
+}
+
+/* Some token at first_position to last_position does not see some key of the tile. */
+static __device__ __forceinline__ bool is_edge(const dense_batch &batch, int first_position,
+                                               int last_position, int tile)
+{
+    int first = tile * DENSE_KEYS;
+    return first + DENSE_KEYS - 1 > first_position ||
+           (last_position - first >= batch.window && first + DENSE_KEYS > batch.n_sink_tokens);
+}
+
+/* Clusters per KV head that a lone token's tiles are divided among. */
+static __device__ __forceinline__ int dense_runs(const dense_work &work, const dense_walk &walk)
+{
+    return walk.n_window + walk.n_sinks > DENSE_LONE_TILES * work.cluster ? work.n_runs : 1;
+}
+
+/* A sink logit (for powers of two; -inf: none) joins a row's maximum and sum: what its O is
+ * multiplied with. */
+static __device__ __forceinline__ float dense_join_sink(float sink, float &top, float &sum)
+{
+    if (!(sink > -INFINITY)) return 1;
+    float both = fmaxf(top, sink), share = ex2(top - both);
+    sum = sum * share + ex2(sink - both);
+    top = both;
+    return share;
 }
 
 /* Item i of the sequence's n_row_tiles * n_splits; false where its split is empty. */
@@ -144,6 +179,11 @@ static msa_status dense_launch(msa_context *ctx, void (*kernel)(PARAMETERS...), 
 
 /* Fill the work list: heavy items first. */
 msa_status cuda_dense_schedule(msa_context *ctx, const dense_work *work);
+/* A lone token by clusters (dense_decode.cu): their shape, 0 where they do not take it; the run. */
+msa_status cuda_dense_decode_shape(msa_context *ctx, const msa_dense_attend_args *args,
+                                   dense_work *work);
+msa_status cuda_dense_decode(msa_context *ctx, const msa_dense_attend_args *args,
+                             const dense_work *work);
 /* Merge the partials of rows that were cut. */
 msa_status cuda_dense_merge(msa_context *ctx, const msa_dense_attend_args *args,
                             const dense_work *work);

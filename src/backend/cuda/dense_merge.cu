@@ -112,6 +112,8 @@ static __device__ __forceinline__ void merge_alone(const merge_args &args, int r
     int n_heads = work.n_kv_heads * work.n_group, token = row / n_heads, n_used;
     dense_item item;
     dense_lone_item(work, 0, &item, &n_used);
+    if (work.cluster && n_used > 0)
+        n_used = dense_runs(work, dense_walk_of(work.batch, item.position, 1));
     wait_prior_grid();
     if (n_used < 2 || token >= item.n_tokens) return;
     dense_cut cut = {item.token + token, dense_partial(0, item, token, 0), n_used, 0};

@@ -64,9 +64,7 @@ template <int SLOTS> struct ring_cursor {
 static __device__ __forceinline__ bool is_edge(const dense_batch &batch, const dense_item &item,
                                                int tile)
 {
-    int first = tile * DENSE_KEYS, last_position = item.position + item.n_tokens - 1;
-    return first + DENSE_KEYS - 1 > item.position ||
-           (last_position - first >= batch.window && first + DENSE_KEYS > batch.n_sink_tokens);
+    return is_edge(batch, item.position, item.position + item.n_tokens - 1, tile);
 }
 
 /* Tiles pass in the order K0, K1, V0, K2, V1, ..., as the consumers want them: which tile's values
