@@ -64,7 +64,7 @@ static __device__ __forceinline__ void merge_row(const merge_args &args, const d
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
             int j = from + warp + i * WARPS;
-            if (j >= cut.n) break;
+            if (j >= cut.n) continue;
             const float2 *part =
                 (const float2 *)(work.partial_out + (first + (int64_t)j * n_heads) * D) +
                 lane * (PER_LANE / 2);
@@ -73,7 +73,7 @@ static __device__ __forceinline__ void merge_row(const merge_args &args, const d
         }
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
-            if (from + warp + i * WARPS >= cut.n) break;
+            if (from + warp + i * WARPS >= cut.n) continue;
             float weight = __shfl_sync(~0u, w[i / OFTEN].x, warp + i % OFTEN * WARPS);
 #pragma unroll
             for (int c = 0; c < PER_LANE / 2; c++) {
