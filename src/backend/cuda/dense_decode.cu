@@ -13,6 +13,7 @@
 
 enum {
     RING_BYTES = 6 * 32 * 1024,
+    PLACES = 32, /* of tiles, found at a time by a warp */
     MAX_RUNS = 8,
     CLUSTER_SIZES = 5, /* 1, 2, 4, 8, 16 */
 };
@@ -29,13 +30,15 @@ typedef struct decode_args {
 template <int D, int BYTES> struct DecodeSmem {
     using Config = AttendConfig<D, BYTES>;
     static constexpr int STAGES = RING_BYTES / (2 * Config::TILE_BYTES); /* of a K and a V each */
+    static_assert(PLACES == 32 && STAGES < PLACES / 2,
+                  "a warp finds places before they are asked for");
     alignas(16) unsigned char q[HEADS * Config::Q_PITCH];
     /* Of every other tile. */
     alignas(16) unsigned char p[2][HEADS * P_PITCH];
     alignas(16) float2 part[2][HEADS][PART_PITCH];
     HeadPartials<D> heads;
-    float sink[HEADS];      /* logits, for powers of two */
-    int places[2][THREADS]; /* of tiles, found ahead: pages, or rows of packed keys */
+    float sink[HEADS];     /* logits, for powers of two */
+    int places[2][PLACES]; /* of tiles, found ahead: pages, or rows of packed keys */
     uint64_t k_full[STAGES], v_full[STAGES];
 };
 
@@ -95,7 +98,7 @@ static __device__ __forceinline__ void load_lane(DecodeSmem<D, BYTES> &sm, unsig
                                                  const decode_args &p, const DecodeShare &s, int i)
 {
     if (i >= s.n_tiles) return;
-    int place = sm.places[i / THREADS % 2][i % THREADS];
+    int place = sm.places[i / PLACES % 2][i % PLACES];
     bool paged = p.work.batch.page_table != NULL;
     load_boxes<D, BYTES>(smem_u32(slot), map, smem_u32(full), paged ? 0 : place, blockIdx.y,
                          paged ? place : 0);
@@ -151,15 +154,18 @@ attend_tile(DecodeSmem<D, BYTES> &sm, Partial &x, unsigned char *ring, const CUt
                       i - 1 + STAGES);
         load_lane(sm, k, &sm.k_full[at.stage], map_k, p, share, i + STAGES);
     }
-    if (i % THREADS == THREADS / 2) /* nobody asks for the tiles before these any more */
-        sm.places[(i / THREADS + 1) % 2][threadIdx.x] =
-            place_of(p, share, (i / THREADS + 1) * THREADS + threadIdx.x);
+    /* The next places replace those before these, which have all been asked for. */
+    if (i % PLACES == PLACES / 2 && threadIdx.x < PLACES) {
+        int next = i / PLACES + 1;
+        sm.places[next % 2][threadIdx.x] = place_of(p, share, next * PLACES + threadIdx.x);
+        __syncwarp();
+    }
     float factor[2][8];
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        float before = x.m[r], l;
+        float top = x.m[r], l;
         warp_factors(sm.part[buffer][row + 8 * r], x.m[r], l, factor[r]);
-        float rescale = ex2(before - (x.m[r] == -INFINITY ? 0 : x.m[r]));
+        float rescale = ex2(top - (x.m[r] == -INFINITY ? 0 : x.m[r]));
         x.l[r] = fmaf(rescale, x.l[r], l);
 #pragma unroll
         for (int t = 0; t < 2; t++) x.o[t][2 * r] *= rescale, x.o[t][2 * r + 1] *= rescale;
@@ -170,6 +176,20 @@ attend_tile(DecodeSmem<D, BYTES> &sm, Partial &x, unsigned char *ring, const CUt
 
 /* ---- the kernel -------------------------------------------------------------------------------
  */
+
+/* By all warps but the first: the group's queries and sink logits. */
+template <int D, int BYTES>
+static __device__ __forceinline__ void load_group(DecodeSmem<D, BYTES> &sm, const decode_args &p)
+{
+    int n_group = p.work.n_group, head = threadIdx.x - 32;
+    int64_t first = (int64_t)blockIdx.y * n_group;
+    const float *sink_logit = p.work.batch.sink_logit;
+    load_queries<D, BYTES>(sm.q, p.q + first * p.q_head, p.q_head, n_group, 32);
+    if (head < HEADS) {
+        bool has_sink = sink_logit && head < n_group;
+        sm.sink[head] = has_sink ? __ldcg(sink_logit + first + head) * DENSE_LOG2_E : -INFINITY;
+    }
+}
 
 /* The heads that this CTA owns: their result, or the cluster's part of it. */
 template <int D, int BYTES>
@@ -228,23 +248,16 @@ static __global__ void __launch_bounds__(THREADS, 1)
     __syncthreads();
     wait_prior_grid();
     launch_dependents(); /* not before the wait: the merge reads the lengths without one */
-    int place = place_of(p, guess, thread);
+    int place = thread < PLACES ? place_of(p, guess, thread) : 0;
     DecodeShare s = find_share(work);
     if (s.n_tokens <= 0 || run >= s.n_runs) return; /* the whole cluster */
-    if (!same_tiles(s, guess)) place = place_of(p, s, thread);
-    if (thread >= 32) {
-        load_queries<D, BYTES>(sm.q, p.q + (int64_t)blockIdx.y * work.n_group * p.q_head, p.q_head,
-                               work.n_group, 32);
-        int head = thread - 32;
-        const float *sink_logit = work.batch.sink_logit;
-        if (head < HEADS)
-            sm.sink[head] =
-                sink_logit && head < work.n_group
-                    ? __ldcg(sink_logit + blockIdx.y * work.n_group + head) * DENSE_LOG2_E
-                    : -INFINITY;
+    if (thread < PLACES) {
+        if (!same_tiles(s, guess)) place = place_of(p, s, thread);
+        sm.places[0][thread] = place;
+        __syncwarp();
+    } else {
+        load_group(sm, p);
     }
-    sm.places[0][thread] = place;
-    __syncwarp();
     if (thread == 0) {
 #pragma unroll 1
         for (int i = 0; i < Smem::STAGES; i++) {
@@ -324,8 +337,8 @@ static msa_status allow(const decode_variant *v)
     return MSA_OK;
 }
 
-/* Clusters that run at once: fewer than SMs would do for, where the SMs of a GPC are not a multiple
- * of the size. Asked once: a CTA of every variant has an SM to itself. */
+/* Clusters that run at once: a cluster lies in a GPC, whose SMs need not be a multiple of its size.
+ * Asked once: a CTA of every variant has an SM to itself. */
 static void ask_clusters(msa_context *ctx, const decode_variant *v)
 {
     msa__cuda_state *state = cuda_state(ctx);
@@ -343,7 +356,7 @@ static void ask_clusters(msa_context *ctx, const decode_variant *v)
     state->asked_clusters = 1;
 }
 
-/* More tiles than any token of these arguments sees. */
+/* Tiles that a token sees at most, as far as the host knows. */
 static int64_t bound_tiles(const msa_dense_attend_args *args, const dense_batch *batch)
 {
     int64_t context = args->kv.page_table ? args->kv.page_table_stride

@@ -4,7 +4,7 @@
  * + head) of one sequence and KV head, and a run of tiles of 128 keys. Few rows over many keys are
  * cut into several items whose partial results a second kernel merges, (M12). How a row is cut
  * follows from its sequence's two lengths alone, so its bits do not depend on the rest of the
- * batch.
+ * batch; only a token that is alone in its call goes another way (dense_decode.cu).
  */
 #ifndef MSA_CUDA_DENSE_HOPPER_CUH
 #define MSA_CUDA_DENSE_HOPPER_CUH
