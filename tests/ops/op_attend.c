@@ -1,6 +1,7 @@
 /* attend, dense_attend, attend_merge and kv_append against the float64 oracle, on every backend and
  * instruction set. */
 #include "harness/cmocka_all.h"
+#include "harness/reduced.h"
 
 #include "base/numeric.h"
 #include "base/rng.h"
@@ -263,6 +264,112 @@ static void test_dense_tiles_of_one_head(void **state)
     problem_free(p);
 }
 
+/* A token alone in its call, which decoding kernels of a device take: contexts around the edges of
+ * tiles, of one share of the work and of several; bf16 (1) and fp8 (3) caches. */
+typedef struct lone_token {
+    int32_t kv_len, n_q_heads, n_kv_heads, head_dim;
+    msa_dtype cache_dtype;
+    int32_t paged;
+    dense_option option;
+} lone_token;
+
+static const lone_token lone_tokens[] = {
+    /* S     Hq Hkv  D cache paged window sinks logit */
+    {1, 16, 1, 128, 1, 1, {0, 0, 0}},       {127, 64, 4, 128, 1, 0, {0, 0, 1}},
+    {128, 4, 4, 64, 3, 1, {0, 0, 0}},       {129, 32, 8, 128, 1, 1, {0, 0, 0}},
+    {129, 16, 1, 64, 1, 0, {2, 130, 1}},    {2048, 64, 4, 128, 1, 1, {0, 0, 0}},
+    {2048, 64, 4, 128, 3, 0, {0, 0, 1}},    {2049, 8, 8, 128, 3, 1, {1, 0, 0}},
+    {5000, 32, 8, 64, 1, 1, {0, 0, 1}},     {5000, 32, 2, 128, 1, 0, {700, 70, 1}},
+    {5000, 10, 2, 64, 3, 1, {129, 128, 0}}, {5000, 24, 3, 128, 1, 1, {0, 0, 0}},
+    {17000, 8, 2, 64, 1, 1, {0, 0, 0}},     {40000, 16, 1, 128, 1, 1, {0, 0, 0}},
+    {40000, 16, 1, 128, 3, 0, {0, 0, 1}},   {40000, 8, 2, 64, 1, 0, {30000, 500, 1}},
+    {40000, 1, 1, 64, 3, 1, {0, 0, 1}},
+};
+
+/* Tiles in a device's CTA beyond those whose places it finds at once. */
+static const lone_token long_lone_token = {36000, 16, 16, 64, 3, 1, {0, 0, 0}};
+
+static problem_spec lone_spec(const lone_token *token)
+{
+    problem_spec spec = case_named("decode");
+    spec.name = "lone-token";
+    spec.n_seqs = spec.n_lens = 1;
+    spec.q_lens[0] = 1;
+    spec.kv_lens[0] = token->kv_len;
+    spec.n_q_heads = token->n_q_heads;
+    spec.n_kv_heads = token->n_kv_heads;
+    spec.head_dim = token->head_dim;
+    spec.block_size = 128;
+    spec.q_dtype = MSA_DTYPE_BF16;
+    spec.cache_dtype = token->cache_dtype;
+    spec.paged = token->paged;
+    return spec;
+}
+
+static void check_lone_token(const lone_token *token)
+{
+    problem_spec spec = lone_spec(token);
+    problem *p = problem_create(&spec, 28);
+    check_dense_option(p, &token->option);
+    problem_free(p);
+}
+
+static void test_dense_lone_tokens(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof(lone_tokens) / sizeof(lone_tokens[0]); i++) {
+        if (test_is_reduced() && lone_tokens[i].kv_len > 5000) continue;
+        check_lone_token(&lone_tokens[i]);
+    }
+    if (test_backend() && !test_is_reduced()) check_lone_token(&long_lone_token);
+}
+
+static void spoil_key(problem *p, int64_t key)
+{
+    for (int64_t d = 0; d < (int64_t)p->spec.n_kv_heads * p->spec.head_dim; d++) {
+        problem_k(p, 0, key, 0)[d] = (double)NAN;
+        problem_v(p, 0, key, 0)[d] = (double)NAN;
+    }
+}
+
+/* NaN in keys and values between the sink tokens and the window changes no bit; in values that the
+ * token sees it reaches their column of their heads. */
+static void test_dense_lone_token_meets_nan(void **state)
+{
+    (void)state;
+    static const lone_token tokens[] = {{5000, 32, 2, 128, 1, 1, {300, 40, 0}},
+                                        {5000, 8, 2, 64, 3, 0, {300, 40, 1}}};
+    static const int64_t hidden[] = {40, 127, 128, 2000, 4608, 4699}, seen[] = {7, 4700, 4999};
+    for (int n = 0; n < 2; n++) {
+        problem_spec spec = lone_spec(&tokens[n]);
+        problem *p = problem_create(&spec, 29);
+        msa_dense_attend_args args = dense_args(p);
+        args.window = tokens[n].option.window;
+        args.n_sink_tokens = tokens[n].option.n_sink_tokens;
+        results before[16];
+        msa_context *ctx;
+        for (int32_t c = 0; (ctx = attention_context(c)) != NULL; c++) {
+            assert_in_range(c, 0, 15);
+            run_dense(ctx, p, &args, &before[c]);
+        }
+        for (size_t i = 0; i < sizeof(hidden) / sizeof(hidden[0]); i++) spoil_key(p, hidden[i]);
+        problem_store(p);
+        for (int32_t c = 0; (ctx = attention_context(c)) != NULL; c++) {
+            results after;
+            run_dense(ctx, p, &args, &after);
+            expect_same_floats(context_label(ctx), before[c].lse, after.lse, spec.n_q_heads);
+            expect_same_floats(context_label(ctx), before[c].out, after.out,
+                               (int64_t)spec.n_q_heads * spec.head_dim);
+            results_free(&before[c]);
+            results_free(&after);
+        }
+        for (int i = 0; i < 3; i++) problem_v(p, 0, seen[i], i % 2)[11 * i + 3] = (double)NAN;
+        problem_store(p);
+        check_dense_option(p, &tokens[n].option);
+        problem_free(p);
+    }
+}
+
 /* ---- merge ----------------------------------------------------------------------------------- */
 
 enum { MERGE_TOKENS = 9, MERGE_HEADS = 3, MERGE_DIM = 48 };
@@ -496,6 +603,8 @@ int main(void)
         cmocka_unit_test(test_select_attend_cases),
         cmocka_unit_test(test_dense_cases),
         cmocka_unit_test(test_dense_tiles_of_one_head),
+        cmocka_unit_test(test_dense_lone_tokens),
+        cmocka_unit_test(test_dense_lone_token_meets_nan),
         cmocka_unit_test(test_merge),
         cmocka_unit_test(test_append_cases),
         cmocka_unit_test(test_append_rounds_like_the_scalar_conversions),
