@@ -13,9 +13,6 @@
 #include "backend/cuda/ptx.cuh"
 
 constexpr int THREADS = 256;
-/* A tile walks its union when that has at most 2/5 of the entries of its rows: measured break-even
- * of one visit by 128 rows against gathered (token, block) pairs. */
-constexpr int UNION_NUMERATOR = 2, UNION_DENOMINATOR = 5;
 constexpr int NO_BLOCK = 0x7fffffff;
 
 /* A lane's token and its row. */
@@ -150,7 +147,7 @@ __device__ __forceinline__ void classify(const attend_piece &p, Place &at, bool 
     int lane = threadIdx.x % 32, n = 0;
     if (exists && at.valid)
         while (n < p.topk && at.row[n] >= 0) n++;
-    int limit = tile_sum(n, lanes) * UNION_NUMERATOR / UNION_DENOMINATOR;
+    int limit = union_limit(tile_sum(n, lanes));
     int n_entries =
         merge_rows(p, at, n, limit, lanes, p.union_entries + (int64_t)work * p.entry_capacity);
     bool is_union = n_entries <= limit, any = tile_sum(exists && at.valid, lanes) > 0;

@@ -45,7 +45,7 @@ static attend_piece describe(const msa_attend_args *args)
                                          : kv->k.shape[0] / PREFILL_BLOCK + kv->n_seqs + 1);
     int tile_tokens_log2 = 7 - p.heads_log2;
     p.n_tile_places = (p.n_tokens >> tile_tokens_log2) + 2 * kv->n_seqs + 2;
-    p.entry_capacity = (p.topk << tile_tokens_log2) * 2 / 5 + 1;
+    p.entry_capacity = union_limit(p.topk << tile_tokens_log2) + 1;
     p.scale_log2 = args->scale * kv->k_scale * 1.4426950408889634f;
     return p;
 }

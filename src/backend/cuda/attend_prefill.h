@@ -43,6 +43,13 @@ typedef struct attend_entry {
     int32_t row, page;
 } attend_entry;
 
+/* The largest union that its tile walks, for so many entries in the tile's rows; a larger one is
+ * gathered. The measured break-even of one visit by 128 rows against (token, block) pairs. */
+static __host__ __device__ inline int32_t union_limit(int32_t n_entries)
+{
+    return n_entries * 2 / 5;
+}
+
 /* Counters that start at zero. */
 typedef struct attend_cursors {
     int32_t list_used, n_items, next_item, n_gather_tiles, n_union_tiles, next_union_tile;
