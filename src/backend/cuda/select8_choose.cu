@@ -386,6 +386,9 @@ msa_status cuda_select8_choose(msa_context *ctx, const msa_select_args *args, co
                                       (int)smem));
     MSA_CUDA_TRY("select", cudaFuncSetAttribute(choose8_kernel,
                                                 cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+    MSA_CUDA_TRY("select", cudaFuncSetAttribute(choose8_kernel,
+                                                cudaFuncAttributePreferredSharedMemoryCarveout,
+                                                cudaSharedmemCarveoutMaxShared));
     decode_launch launch;
     early_launch(&launch, ctx, n_rows * cluster, CHOOSE_THREADS, smem);
     launch.attributes[1].id = cudaLaunchAttributeClusterDimension;

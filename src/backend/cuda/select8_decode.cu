@@ -307,6 +307,10 @@ static msa_status launch_scan(msa_context *ctx, const msa_select_args *args, dec
     MSA_TRY(cuda_tensor_map(ctx, "select", &args->index8.keys, box, &map));
     MSA_CUDA_TRY("select", cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                 (int)smem));
+    /* So that choose, and attend behind it, find room beside it on an SM. */
+    MSA_CUDA_TRY("select",
+                 cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                      cudaSharedmemCarveoutMaxShared));
     decode_launch launch;
     MSA_CUDA_TRY("select",
                  cudaLaunchKernelEx(early_launch(&launch, ctx, p->line.n_ctas, SCAN_THREADS, smem),
