@@ -64,7 +64,7 @@ def parse(arguments):
     add("--work", default=str(ROOT / "build/study"), help="working folder")
     add("--results", default=str(ROOT / "docs/results/study"), help="folder of results")
     add("--docs", default=str(ROOT / "docs"), help="folder of quality.md and claims.md, beside README.md")
-    add("--tokens", type=tokens, default=tokens("40M"), help="of a run, such as 40M; the same for every row")
+    add("--tokens", type=tokens, default=tokens("46M"), help="of a run, such as 46M; the same for every row")
     add("--seeds", default="1", help="such as 1,2")
     add("--device", default="cuda", choices=["cuda", "cpu"])
     add("--gpus", type=int, default=1, help="rows at a time, each on a GPU of its own")

@@ -4,9 +4,10 @@ import json
 import pathlib
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "recipes"
-MAIN = ["full", "msa", "msa-converted", "swa", "hybrid", "window-control", "moba", "dsa", "lightning"]
+MAIN = ["start", "full", "msa", "msa-converted", "swa", "hybrid", "window-control", "moba", "dsa", "lightning"]
 ABLATIONS = ["msa-no-stop-gradient", "msa-no-warmup", "msa-no-local", "msa-block-32", "msa-block-64", "msa-topk-8",
              "msa-topk-32"]
+NOT_ASKED = ["start"]
 GROUPS = {"main": MAIN, "ablations": ABLATIONS, "all": MAIN + ABLATIONS}
 
 
@@ -66,22 +67,27 @@ def steps_until(stages, name):
 
 
 def make_config(row, seed, tokens, settings=()):
-    """(configuration of msa train, {"source", "options"} of msa convert or None), paths below the working folder."""
+    """(configuration of msa train, its origin or None), paths below the working folder.
+
+    An origin is {"source": checkpoint of another row, "convert": options of msa convert or None}.
+    """
     recipe = read_row(row)
     for setting in settings:
         recipe = change_setting(recipe, setting)
-    convert = recipe.pop("convert", None)
+    begin = recipe.pop("begin", None)
     del recipe["about"]
     stages = [make_stage(stage, recipe["defaults"], tokens) for stage in recipe["stages"]]
-    n_steps = sum(stage["steps"] for stage in stages)
     output = f"runs/{run_name(row, seed)}"
     config = {**recipe, "output": output, "seed": seed, "stages": stages}
+    n_steps = sum(stage["steps"] for stage in stages)
     config["validation"] = {"every": max(1, n_steps // 12), **recipe["validation"]}
-    config["checkpoint"] = {"every": n_steps if convert else steps_until(stages, "8K"), "keep": 3}
-    if convert:
-        config["seed"] = seed + 1000  # other batches than its source began with
-        config["model"] = {**recipe["model"], "init_from": f"{output}/converted"}
-        from_row = make_config(convert["row"], seed, tokens, settings)[0]
-        step = steps_until(from_row["stages"], convert["after"])
-        convert = {"source": f"{from_row['output']}/step-{step:06d}", "options": convert["options"]}
-    return config, convert
+    names = [stage["name"] for stage in stages]
+    config["checkpoint"] = {"every": steps_until(stages, "8K") if "8K" in names else n_steps, "keep": 3}
+    if not begin:
+        return config, None
+    before = make_config(begin["row"], seed, tokens, settings)[0]
+    source = f"{before['output']}/step-{steps_until(before['stages'], begin['after']):06d}"
+    convert = begin.get("convert")
+    config["seed"] = before["seed"] + 1000  # other batches than those of the source
+    config["model"] = {**recipe["model"], "init_from": f"{output}/converted" if convert else source}
+    return config, {"source": source, "convert": convert}

@@ -63,18 +63,20 @@ class Runner:
     def train(self, row, seed, device):
         options, name = self.options, recipes.run_name(row, seed)
         folder = self.work / "runs" / name
-        config, convert = recipes.make_config(row, seed, options.tokens, options.set)
+        config, origin = recipes.make_config(row, seed, options.tokens, options.set)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "train.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-        if convert and not (folder / "converted" / "config.json").exists():
-            self.call(name, "convert", convert["source"], f"runs/{name}/converted", "--steps", 0, "--sparse-steps", 0,
-                      *convert["options"])
+        if origin and origin["convert"] and not (folder / "converted" / "config.json").exists():
+            self.call(name, "convert", origin["source"], f"runs/{name}/converted", "--steps", 0, "--sparse-steps", 0,
+                      *origin["convert"])
         begin = time.monotonic()
         model = self.call(name, "train", f"runs/{name}/train.json", "--device", device, "--quiet").strip()
         (folder / "model.txt").write_text(model, encoding="utf-8")
         self.say(f"{name}: trained in {time.monotonic() - begin:.0f} s")
 
     def ask(self, row, seed, device):
+        if row in recipes.NOT_ASKED:
+            return
         options, name, plan = self.options, recipes.run_name(row, seed), recipes.read_questions()
         model = (self.work / "runs" / name / "model.txt").read_text(encoding="utf-8")
         jobs = [(",".join(plan["tasks"]), *job) for job in plan["count"].items()]
@@ -117,8 +119,8 @@ class Runner:
     def is_ready(self, row, seed):
         if not self.options.train:
             return True
-        convert = recipes.make_config(row, seed, self.options.tokens, self.options.set)[1]
-        return convert is None or (self.work / convert["source"] / "config.json").exists()
+        origin = recipes.make_config(row, seed, self.options.tokens, self.options.set)[1]
+        return origin is None or (self.work / origin["source"] / "config.json").exists()
 
     def take(self, waiting):
         """The next run that can start; None: wait for one that others are making."""
@@ -129,7 +131,7 @@ class Runner:
                 self.n_busy += 1
             elif waiting and not self.n_busy and not self.stopped:
                 self.failed = self.stopped = True
-                self.say(f"{recipes.run_name(*waiting[0])}: the run it is converted from is not there")
+                self.say(f"{recipes.run_name(*waiting[0])}: the run it begins with is not there")
             return one
 
     def work_on(self, waiting, device):

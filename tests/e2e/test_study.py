@@ -33,8 +33,8 @@ def shrink(recipe):
     for stage in recipe.get("stages", []):
         for key in stage.keys() & {"length", "step_tokens", "micro_tokens"}:
             del stage[key]
-    if "convert" in recipe:
-        recipe["convert"]["options"] = ["--dense-layers", "0", "--block-size", "16", "--topk", "16"]
+    if (recipe.get("begin") or {}).get("convert"):
+        recipe["begin"]["convert"] = ["--dense-layers", "0", "--block-size", "16", "--topk", "16"]
     return recipe
 
 
@@ -55,14 +55,16 @@ def work(tmp_path_factory):
         (folder / "text" / part).mkdir(parents=True)
         text = " ".join("".join(words.choices(syllables, k=3)) + words.choice(["", "", "."]) for _ in range(6000))
         (folder / "text" / part / "book.txt").write_text(text)
-    done = study(folder, "prepare", folder / "text")
-    assert done.returncode == 0, done.stderr
+    for command in (["prepare", folder / "text"], ["run", "start", "--eval"]):
+        done = study(folder, *command)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert not (folder / "results").exists()  # nobody asks it
     return folder
 
 
 def study(work, *words):
-    command = [sys.executable, SOURCE / "scripts/study.py", *words, "--msa", PROGRAM, "--work", work]
-    command += ["--recipes", work / "recipes", "--results", work / "results", "--device", "cpu", "--tokens", "10K"]
+    command = [sys.executable, SOURCE / "scripts/study.py", "--msa", PROGRAM, "--work", work, "--device", "cpu"]
+    command += ["--recipes", work / "recipes", "--results", work / "results", "--tokens", "10K", *words]
     return subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=120)
 
 
@@ -75,13 +77,16 @@ def test_a_row_is_accepted(msa, work, row):
 
 
 def test_shares_become_steps():
-    config, convert = study_recipes.make_config("msa-converted", 3, 40e6)
-    full, _ = study_recipes.make_config("full", 3, 40e6)
-    assert [stage["steps"] for stage in full["stages"]] == [427, 189, 134, 37]  # of 32K, 64K, 64K, 128K tokens
-    assert full["checkpoint"]["every"] == 427 + 189
-    assert convert["source"] == "runs/full-s3/step-000616"
-    assert [stage["steps"] for stage in config["stages"]] == [31, 110, 34]
-    assert full["data"] == config["data"] and full["seed"] == 3
+    config, origin = study_recipes.make_config("msa-converted", 3, 46e6)
+    full, start = study_recipes.make_config("full", 3, 46e6)
+    steps = {row: [stage["steps"] for stage in one["stages"]] for row, one in (("full", full), ("converted", config))}
+    assert steps == {"full": [190, 133, 39], "converted": [28, 112, 35]}  # of 64K, 64K, 128K tokens
+    assert full["checkpoint"]["every"] == 190
+    assert start == {"source": "runs/start-s3/step-000604", "convert": None}
+    assert origin["source"] == "runs/full-s3/step-000190" and origin["convert"]
+    assert full["model"]["init_from"] == start["source"]
+    assert config["model"]["init_from"] == "runs/msa-converted-s3/converted"
+    assert full["data"] == config["data"] and (full["seed"], config["seed"]) == (1003, 2003)
 
 
 def test_from_books_to_tables(work, tmp_path):
@@ -99,7 +104,7 @@ def test_from_books_to_tables(work, tmp_path):
             assert f"| `{row}` | " in (tmp_path / page).read_text()
     assert "<!-- claim 13 -->loss at 32K `full` " in (tmp_path / "docs/claims.md").read_text()
     result = study_recipes.read_json(work / "results/msa-converted-s1.json")
-    assert result["tokens"] == 3584
+    assert result["tokens"] == 3072
     assert {one["task"] for one in result["eval"]} == {"passkey", "perplexity", "recall"}
 
     again = study(work, "run", "full")
@@ -107,18 +112,19 @@ def test_from_books_to_tables(work, tmp_path):
 
 
 def test_a_run_is_cut_off_and_goes_on(work):
-    done = study(work, "run", "swa", "--minutes", 0.01)
+    longer = ["--tokens", "40K"]
+    done = study(work, "run", "hybrid", "--minutes", 0.01, *longer)
     assert done.returncode == 130 and "trained" not in done.stdout, done.stdout
-    assert not (work / "runs/swa-s1/step-000019").exists()
-    done = study(work, "run", "swa", "moba", "--eval", "--overlap")
-    assert done.returncode == 0 and "swa-s1: trained" in done.stdout, done.stdout
-    assert "swa-s1: asked in" in done.stdout and "moba-s1: asked in" in done.stdout
-    assert (work / "runs/swa-s1/step-000019/config.json").exists()
+    assert not (work / "runs/hybrid-s1/step-000079").exists()
+    done = study(work, "run", "hybrid", "lightning", "--eval", "--overlap", *longer)
+    assert done.returncode == 0 and "hybrid-s1: trained" in done.stdout, done.stdout
+    assert "hybrid-s1: asked in" in done.stdout and "lightning-s1: asked in" in done.stdout
+    assert (work / "runs/hybrid-s1/step-000079/config.json").exists()
 
 
 def test_what_cannot_start_says_so(work):
     done = study(work, "run", "msa-converted", "--seeds", "9")
-    assert done.returncode == 1 and "converted from is not there" in done.stdout
+    assert done.returncode == 1 and "begins with is not there" in done.stdout
     done = study(work, "run", "swa", "--set", "defaults.lr=-1")
     assert done.returncode == 1 and "msa train failed" in done.stdout
 
