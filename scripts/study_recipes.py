@@ -34,7 +34,8 @@ def read_questions():
 
 
 def selects(row):
-    return "minimax_m3_sparse" in read_row(row)["model"]["config"]["layer_types"]
+    kinds = {"minimax_m3_sparse", "dsa", "moba", "window_control"}
+    return not kinds.isdisjoint(read_row(row)["model"]["config"]["layer_types"])
 
 
 def run_name(row, seed):
