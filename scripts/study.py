@@ -54,6 +54,10 @@ def tokens(text):
     return round(float(text.rstrip("KMB")) * scale)
 
 
+def length(text):
+    return int(text.rstrip("K")) << (10 if text.endswith("K") else 0)
+
+
 def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["prepare", "config", "run", "eval", "table"])
@@ -72,7 +76,7 @@ def parse(arguments):
     add("--eval", action="store_true", help="run: ask each row as soon as it is trained")
     add("--overlap", action="store_true", help="ask a row while the next one trains: sooner done, but times say less")
     add("--counts", type=float, default=1, help="times as many questions as recipes/study-eval.json says")
-    add("--longest", type=tokens, default=1 << 30, help="leave longer questions out")
+    add("--longest", type=length, default=1 << 30, help="such as 32K; leave longer questions out")
     add("--set", action="append", default=[], metavar="KEY=JSON", help="change every recipe: defaults.lr=5e-4")
     return parser.parse_args(arguments)
 

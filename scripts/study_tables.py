@@ -18,6 +18,13 @@ def read_results(folder):
     return {row: found[row] for row in sorted(found, key=lambda row: order.get(row, len(order)))}
 
 
+def ablations(results):
+    """The ablations and the row that they change, all with those seeds that every one of them has."""
+    rows = {row: results[row] for row in ["msa", *recipes.ABLATIONS] if row in results}
+    shared = set.intersection(*({one["seed"] for one in seeds} for seeds in rows.values())) if len(rows) > 1 else set()
+    return {row: [one for one in seeds if one["seed"] in shared] for row, seeds in rows.items()} if shared else rows
+
+
 def spread(values, form):
     """The mean, and from where to where when there are several."""
     values = [value for value in values if value is not None]
@@ -152,11 +159,11 @@ def by_length(results, rows, tasks=None):
 def claim_cells(results):
     """{name: text} of the claims for which there are two rows to compare."""
 
-    def loss(rows):
+    def loss(rows, results=results):
         return "loss at 32K " + compare(results, rows, "{:.3f}", lambda one: validation(one, "32K"))
 
-    def score(rows):
-        return f"{loss(rows)}; tasks {by_length(results, rows)}"
+    def score(rows, results=results):
+        return f"{loss(rows, results)}; tasks {by_length(results, rows)}"
 
     def precision(rows):
         """Of what full attention would look at there, the share that the selection holds."""
@@ -164,6 +171,9 @@ def claim_cells(results):
                    lambda one, n=n: of_task(one, "recall", n, "captured_mass"))
                    for n in map(int, recipes.read_questions()["recall"])]
         return f"captured mass, {'; '.join(clauses)}; {score(rows)}"
+
+    def taught(rows):
+        return score(rows, ablations(results))
 
     def token(rows):
         clauses = [(n, compare(results, rows, "{:.2f}", lambda one, n=n: token_ms(one, n), least)) for n in lengths()]
@@ -179,7 +189,7 @@ def claim_cells(results):
     claims = {
         "claim 12": (["full", "msa"], score),
         "claim 13": (["full", "msa-converted", "msa"], score),
-        "claim 14": (["msa", "msa-no-stop-gradient", "msa-no-warmup"], score),
+        "claim 14": (["msa", "msa-no-stop-gradient", "msa-no-warmup"], taught),
         "claim 15": (["full", "swa", "hybrid", "msa"], one_task("common-words")),
         "claim 17": (["full", "msa", "swa", "hybrid", "lightning"], one_task("variable-tracking")),
         "claim 21": (["msa", "moba", "dsa"], precision),
@@ -225,12 +235,11 @@ def write(folder, docs):
     results = read_results(folder)
     if not results:
         sys.exit(f"study.py table: no results in {folder}")
-    main = [row for row in results if row in recipes.MAIN]
-    ablations = [row for row in results if row in ["msa", *recipes.ABLATIONS]]
+    main, changed = [row for row in results if row in recipes.MAIN], ablations(results)
     tables = {"conditions": conditions(results), "rows": about_table(results), "main": quality_table(results, main),
               "tasks": task_tables(results, main), "position": position_table(results, main),
               "recall": recall_table(results, [row for row in results if recipes.selects(row)]),
-              "cost": cost_table(results, main), "ablations": quality_table(results, ablations)}
+              "cost": cost_table(results, main), "ablations": quality_table(changed, list(changed))}
     put(docs / "quality.md", tables, "\n")
     put(docs.parent / "README.md", {"study": tables["main"]}, "\n")
     put(docs / "claims.md", claim_cells(results), "")
