@@ -88,10 +88,10 @@ void stage_free(bench_stage *s)
 
 /* ---- contents -------------------------------------------------------------------------------- */
 
-/* Segment g of the pool holds the same index keys as the others in another place. Place i of the
- * table is a page with the keys number order[i % n], of a segment that depends on both: every page
- * comes once, and no keys come twice within a longest context. */
-static const char *scatter_pages(bench_stage *s)
+/* Segment g of the pool holds the same index keys as the others in another place. Scattered: place
+ * i of the table is a page with the keys number order[i % n], of a segment that depends on both:
+ * every page comes once, and no keys come twice within a longest context. */
+static const char *place_pages(bench_stage *s, int32_t in_order)
 {
     int64_t n = s->n_pages / STAGE_SEGMENTS;
     int32_t *order = malloc((size_t)n * sizeof(*order));
@@ -109,8 +109,9 @@ static const char *scatter_pages(bench_stage *s)
     }
     for (int64_t i = 0; i < s->n_pages; i++) {
         uint64_t mixed = (uint64_t)order[i % n] * 0x9e3779b97f4a7c15u >> 40;
-        s->table[i] =
-            (int32_t)((int64_t)(((uint64_t)(i / n) + mixed) % STAGE_SEGMENTS) * n + order[i % n]);
+        int64_t scattered =
+            (int64_t)(((uint64_t)(i / n) + mixed) % STAGE_SEGMENTS) * n + order[i % n];
+        s->table[i] = (int32_t)(in_order ? i : scattered);
     }
     free(order);
     return msa_memory_upload(s->ctx, s->device_table, s->table,
@@ -191,7 +192,8 @@ static msa_status fill_pool(bench_stage *s)
     return status == MSA_OK ? stage_draw_queries(s) : status;
 }
 
-const char *stage_init(bench_stage *s, msa_context *ctx, int64_t max_context, uint64_t seed)
+const char *stage_init(bench_stage *s, msa_context *ctx, int64_t max_context, uint64_t seed,
+                       int32_t in_order)
 {
     part parts[N_PARTS];
     memset(s, 0, sizeof(*s));
@@ -205,7 +207,7 @@ const char *stage_init(bench_stage *s, msa_context *ctx, int64_t max_context, ui
             return msa_last_error();
         }
     }
-    const char *problem = scatter_pages(s);
+    const char *problem = place_pages(s, in_order);
     if (problem) return problem;
     if (fill_pool(s) != MSA_OK) return msa_last_error();
     if (quantize_pool(s) != MSA_OK) s->no_index8 = "msa_index_quantize failed";

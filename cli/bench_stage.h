@@ -4,7 +4,8 @@
  * A pool of pages sixteen times as long as the longest context, cut into sequences of the length a
  * row asks for: rows visit other sequences in turn, so that what they read is not in a cache of the
  * device. Index keys are drawn one by one (no key comes twice in a sequence), everything else is
- * copied from random places of a buffer of random numbers. Pages are scattered over the pool.
+ * copied from random places of a buffer of random numbers. Pages are scattered over the pool
+ * unless asked otherwise.
  */
 #ifndef CLI_BENCH_STAGE_H
 #define CLI_BENCH_STAGE_H
@@ -40,8 +41,10 @@ typedef struct stage_shape {
     int32_t n_seqs, q_len, kv_len;
 } stage_shape;
 
-/* Returns NULL, or why not; stage_free in any case. */
-const char *stage_init(bench_stage *s, msa_context *ctx, int64_t max_context, uint64_t seed);
+/* in_order: a sequence's pages follow each other in memory. Returns NULL, or why not; stage_free in
+ * any case. */
+const char *stage_init(bench_stage *s, msa_context *ctx, int64_t max_context, uint64_t seed,
+                       int32_t in_order);
 void stage_free(bench_stage *s);
 
 /* Get ready for a shape: lengths on the device, workspace. Returns NULL, or why not. */
