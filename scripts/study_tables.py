@@ -214,8 +214,9 @@ def conditions(results):
     budgets = sorted({f"{result['tokens'] / 1e6:.0f}M" for result in every})
     devices = sorted({result["device"] for result in every})
     counts = ", ".join(f"{n} at {name_length(int(length))}" for length, n in recipes.read_questions()["count"].items())
-    return (f"Tokens of a run, without what it begins with: {', '.join(budgets)}. Machines: {', '.join(devices)}. Questions of a task: {counts}, "
-            "seed 777. Means, with the lowest and highest seed in brackets where there are several.")
+    return (f"Tokens of a run, without what it begins with: {', '.join(budgets)}. Machines: {', '.join(devices)}. "
+            f"Questions of a task: {counts}, seed 777. Means, with the lowest and highest seed in brackets where "
+            "there are several.")
 
 
 def put(page, parts, separator):
