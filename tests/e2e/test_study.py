@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 
@@ -9,7 +10,9 @@ import pytest
 from conftest import PROGRAM, SOURCE
 
 sys.path.insert(0, str(SOURCE / "scripts"))
+import study as driver  # noqa: E402
 import study_recipes  # noqa: E402
+import study_tables  # noqa: E402
 
 ROWS = study_recipes.GROUPS["all"]
 SMALL = {"vocab_size": 512, "hidden_size": 32, "num_attention_heads": 4, "head_dim": 16}
@@ -127,6 +130,25 @@ def test_what_cannot_start_says_so(work):
     assert done.returncode == 1 and "begins with is not there" in done.stdout
     done = study(work, "run", "swa", "--set", "defaults.lr=-1")
     assert done.returncode == 1 and "msa train failed" in done.stdout
+
+
+def test_ablations_stand_beside_the_same_seeds():
+    results = {"full": [{"seed": 1}], "msa": [{"seed": 1}, {"seed": 2}], "msa-topk-8": [{"seed": 2}]}
+    assert study_tables.ablations(results) == {"msa": [{"seed": 2}], "msa-topk-8": [{"seed": 2}]}
+
+
+def test_lengths_are_of_1024_tokens():
+    assert [driver.length(text) for text in ("32K", "512")] == [32768, 512]
+
+
+def test_the_tables_are_of_the_results(tmp_path):
+    (tmp_path / "docs").mkdir()
+    pages = ["README.md", "docs/quality.md", "docs/claims.md"]
+    for page in pages:
+        shutil.copy(SOURCE / page, tmp_path / page)
+    study_tables.write(SOURCE / "docs/results/study", tmp_path / "docs")
+    for page in pages:
+        assert (tmp_path / page).read_text() == (SOURCE / page).read_text(), "run scripts/study.py table"
 
 
 def test_the_claims_are_what_was_measured():

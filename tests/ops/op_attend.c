@@ -265,29 +265,28 @@ static void test_dense_tiles_of_one_head(void **state)
 }
 
 /* A token alone in its call, which devices cut over its context: around the edges of tiles, short
- * and long; bf16 (1) and fp8 (3) caches. */
+ * and long. */
 typedef struct lone_token {
     int32_t kv_len, n_q_heads, n_kv_heads, head_dim;
-    msa_dtype cache_dtype;
-    int32_t paged;
+    int32_t fp8, paged; /* the cache, else bf16 and packed */
     dense_option option;
 } lone_token;
 
 static const lone_token lone_tokens[] = {
-    /* S     Hq Hkv  D cache paged window sinks logit */
-    {1, 16, 1, 128, 1, 1, {0, 0, 0}},       {127, 64, 4, 128, 1, 0, {0, 0, 1}},
-    {128, 4, 4, 64, 3, 1, {0, 0, 0}},       {129, 32, 8, 128, 1, 1, {0, 0, 0}},
-    {129, 16, 1, 64, 1, 0, {2, 130, 1}},    {2048, 64, 4, 128, 1, 1, {0, 0, 0}},
-    {2048, 64, 4, 128, 3, 0, {0, 0, 1}},    {2049, 8, 8, 128, 3, 1, {1, 0, 0}},
-    {5000, 32, 8, 64, 1, 1, {0, 0, 1}},     {5000, 32, 2, 128, 1, 0, {700, 70, 1}},
-    {5000, 10, 2, 64, 3, 1, {129, 128, 0}}, {5000, 24, 3, 128, 1, 1, {0, 0, 0}},
-    {17000, 8, 2, 64, 1, 1, {0, 0, 0}},     {40000, 16, 1, 128, 1, 1, {0, 0, 0}},
-    {40000, 16, 1, 128, 3, 0, {0, 0, 1}},   {40000, 8, 2, 64, 1, 0, {30000, 500, 1}},
-    {40000, 1, 1, 64, 3, 1, {0, 0, 1}},
+    /* S     Hq Hkv  D fp8 paged window sinks logit */
+    {1, 16, 1, 128, 0, 1, {0, 0, 0}},       {127, 64, 4, 128, 0, 0, {0, 0, 1}},
+    {128, 4, 4, 64, 1, 1, {0, 0, 0}},       {129, 32, 8, 128, 0, 1, {0, 0, 0}},
+    {129, 16, 1, 64, 0, 0, {2, 130, 1}},    {2048, 64, 4, 128, 0, 1, {0, 0, 0}},
+    {2048, 64, 4, 128, 1, 0, {0, 0, 1}},    {2049, 8, 8, 128, 1, 1, {1, 0, 0}},
+    {5000, 32, 8, 64, 0, 1, {0, 0, 1}},     {5000, 32, 2, 128, 0, 0, {700, 70, 1}},
+    {5000, 10, 2, 64, 1, 1, {129, 128, 0}}, {5000, 24, 3, 128, 0, 1, {0, 0, 0}},
+    {17000, 8, 2, 64, 0, 1, {0, 0, 0}},     {40000, 16, 1, 128, 0, 1, {0, 0, 0}},
+    {40000, 16, 1, 128, 1, 0, {0, 0, 1}},   {40000, 8, 2, 64, 0, 0, {30000, 500, 1}},
+    {40000, 1, 1, 64, 1, 1, {0, 0, 1}},
 };
 
 /* Many tiles for every CTA of a device. */
-static const lone_token long_lone_token = {36000, 16, 16, 64, 3, 1, {0, 0, 0}};
+static const lone_token long_lone_token = {36000, 16, 16, 64, 1, 1, {0, 0, 0}};
 
 static problem_spec lone_spec(const lone_token *token)
 {
@@ -301,7 +300,7 @@ static problem_spec lone_spec(const lone_token *token)
     spec.head_dim = token->head_dim;
     spec.block_size = 128;
     spec.q_dtype = MSA_DTYPE_BF16;
-    spec.cache_dtype = token->cache_dtype;
+    spec.cache_dtype = token->fp8 ? MSA_DTYPE_F8_E4M3 : MSA_DTYPE_BF16;
     spec.paged = token->paged;
     return spec;
 }
@@ -337,8 +336,8 @@ static void spoil_key(problem *p, int64_t key)
 static void test_dense_lone_token_meets_nan(void **state)
 {
     (void)state;
-    static const lone_token tokens[] = {{5000, 32, 2, 128, 1, 1, {300, 40, 0}},
-                                        {5000, 8, 2, 64, 3, 0, {300, 40, 1}}};
+    static const lone_token tokens[] = {{5000, 32, 2, 128, 0, 1, {300, 40, 0}},
+                                        {5000, 8, 2, 64, 1, 0, {300, 40, 1}}};
     static const int64_t hidden[] = {40, 127, 128, 2000, 4608, 4699}, seen[] = {7, 4700, 4999};
     for (int n = 0; n < 2; n++) {
         problem_spec spec = lone_spec(&tokens[n]);

@@ -12,6 +12,7 @@ from msa import _structs
 
 try:
     import torch
+    from torch import library
 except ImportError:
     torch = None
 
@@ -197,11 +198,11 @@ class TestTorch:
         x = {name: torch.from_numpy(value) for name, value in arrays().items()}
         cu_q, cu_k = torch.tensor([0, T], dtype=torch.int32), torch.tensor([0, S], dtype=torch.int32)
         args = (x["q_index"], x["k_index"], cu_q, K)
-        torch.library.opcheck(torch_ops.select, args, {"cu_seqlens_k": cu_k, "block_size": P})
+        library.opcheck(torch_ops.select, args, {"cu_seqlens_k": cu_k, "block_size": P})
         rows = torch_ops.select(*args, cu_seqlens_k=cu_k, block_size=P)
-        torch.library.opcheck(torch_ops.attend, (x["q"], x["k"], x["v"], rows, cu_q),
+        library.opcheck(torch_ops.attend, (x["q"], x["k"], x["v"], rows, cu_q),
                               {"cu_seqlens_k": cu_k, "block_size": P})
-        torch.library.opcheck(torch_ops.dense_attend, (x["q"], x["k"], x["v"], cu_q), {"cu_seqlens_k": cu_k})
+        library.opcheck(torch_ops.dense_attend, (x["q"], x["k"], x["v"], cu_q), {"cu_seqlens_k": cu_k})
 
     def test_custom_ops_are_nodes_of_a_compiled_graph(self):
         from msa import torch_ops

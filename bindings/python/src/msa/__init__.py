@@ -3,7 +3,7 @@
     blocks = msa.select(q_index, msa.KvView(k_index=k_index), topk=16)
     out = msa.attend(q, msa.KvView(k=k, v=v), blocks)
 
-Modules: operators (the functions above, on any array), torch_ops (torch.library custom ops), hf (Hugging
+Modules: operators (the functions above, on any array), torch_ops (PyTorch custom ops), hf (Hugging
 Face's MiniMax-M3 on these operators). PyTorch and transformers are needed by those two only.
 """
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import Optional
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from . import operators
 
 __all__ = ["select", "attend", "dense_attend"]
 
 
-@torch.library.custom_op("msa::select", mutates_args=())
+@library.custom_op("msa::select", mutates_args=())
 def select(q_index: Tensor, k_index: Tensor, cu_seqlens_q: Tensor, topk: int,
            page_table: Optional[Tensor] = None, kv_lens: Optional[Tensor] = None,
            cu_seqlens_k: Optional[Tensor] = None, block_size: int = 128, n_init: int = 0,
@@ -34,7 +34,7 @@ def _(q_index, k_index, cu_seqlens_q, topk, page_table=None, kv_lens=None, cu_se
     return q_index.new_empty((q_index.shape[0], q_index.shape[1], topk), dtype=torch.int32)
 
 
-@torch.library.custom_op("msa::attend", mutates_args=())
+@library.custom_op("msa::attend", mutates_args=())
 def attend(q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, cu_seqlens_q: Tensor,
            page_table: Optional[Tensor] = None, kv_lens: Optional[Tensor] = None,
            cu_seqlens_k: Optional[Tensor] = None, block_size: int = 128, scale: float = 0.0,
@@ -54,7 +54,7 @@ def _(q, k, v, blocks, cu_seqlens_q, page_table=None, kv_lens=None, cu_seqlens_k
     return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
 
 
-@torch.library.custom_op("msa::dense_attend", mutates_args=())
+@library.custom_op("msa::dense_attend", mutates_args=())
 def dense_attend(q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor,
                  page_table: Optional[Tensor] = None, kv_lens: Optional[Tensor] = None,
                  cu_seqlens_k: Optional[Tensor] = None, block_size: int = 128, scale: float = 0.0,
