@@ -394,13 +394,9 @@ static msa_status launch_attend(msa_context *ctx, const msa_attend_args *args, d
     MSA_TRY(map_lane(ctx, args, &args->kv.v, &map_v));
     size_t smem =
         shape.ring * AttendConfig<D, BYTES>::TILE_BYTES + sizeof(AttendSmem<D, BYTES>) + 1024;
-    MSA_CUDA_TRY("attend", cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                (int)smem));
+    MSA_TRY(cuda_share_sm("attend", kernel, smem));
     MSA_CUDA_TRY("attend",
                  cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
-    MSA_CUDA_TRY("attend",
-                 cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                                      cudaSharedmemCarveoutMaxShared));
     cudaLaunchAttribute attributes[2] = {};
     attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[0].val.programmaticStreamSerializationAllowed = 1;

@@ -46,6 +46,19 @@ static inline msa_status cuda_launched(const char *op)
     return error == cudaSuccess ? MSA_OK : cuda_fail(cudaGetLastError(), op);
 }
 
+/* Let a kernel have `bytes` of dynamic shared memory, and ask for the largest division of it, as
+ * all kernels of decode do: an SM that has to divide its memory anew waits until it is empty, and
+ * with the largest one the kernels before and after find room beside it. */
+template <typename... PARAMETERS>
+static inline msa_status cuda_share_sm(const char *op, void (*kernel)(PARAMETERS...), size_t bytes)
+{
+    MSA_CUDA_TRY(
+        op, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
+    MSA_CUDA_TRY(op, cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                          cudaSharedmemCarveoutMaxShared));
+    return MSA_OK;
+}
+
 /* The copy engine can load boxes of this tensor: 16-byte base and strides. */
 int cuda_can_map(const msa_tensor *t);
 /* Map of a whole tensor of up to 4 dims; box[d] elements of every dim a load, the innermost at most

@@ -115,19 +115,12 @@ static __device__ __forceinline__ bool dense_lone_item(const dense_work &work, i
     return found && *n_used > 0;
 }
 
-/* Launch that may begin before the kernels ahead of it end: the kernel calls wait_prior_grid. All
- * ask for the largest shared memory: an SM that has to divide its memory anew waits until it is
- * empty. */
+/* Launch that may begin before the kernels ahead of it end: the kernel calls wait_prior_grid. */
 template <typename... PARAMETERS, typename... ARGUMENTS>
 static msa_status dense_launch(msa_context *ctx, void (*kernel)(PARAMETERS...), int n_ctas,
                                int n_threads, size_t shared_bytes, const ARGUMENTS &...arguments)
 {
-    MSA_CUDA_TRY("dense_attend",
-                 cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      (int)shared_bytes));
-    MSA_CUDA_TRY("dense_attend",
-                 cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                                      cudaSharedmemCarveoutMaxShared));
+    MSA_TRY(cuda_share_sm("dense_attend", kernel, shared_bytes));
     cudaLaunchAttribute early = {};
     early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     early.val.programmaticStreamSerializationAllowed = 1;

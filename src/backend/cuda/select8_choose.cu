@@ -381,14 +381,9 @@ msa_status cuda_select8_choose(msa_context *ctx, const msa_select_args *args, co
     size_t smem = sizeof(Choose8Smem) + 1024;
     CUtensorMap map;
     MSA_TRY(cuda_tensor_map(ctx, "select", &args->kv.k_index, box, &map));
-    MSA_CUDA_TRY("select",
-                 cudaFuncSetAttribute(choose8_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      (int)smem));
+    MSA_TRY(cuda_share_sm("select", choose8_kernel, smem));
     MSA_CUDA_TRY("select", cudaFuncSetAttribute(choose8_kernel,
                                                 cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
-    MSA_CUDA_TRY("select", cudaFuncSetAttribute(choose8_kernel,
-                                                cudaFuncAttributePreferredSharedMemoryCarveout,
-                                                cudaSharedmemCarveoutMaxShared));
     decode_launch launch;
     early_launch(&launch, ctx, n_rows * cluster, CHOOSE_THREADS, smem);
     launch.attributes[1].id = cudaLaunchAttributeClusterDimension;

@@ -305,12 +305,7 @@ static msa_status launch_scan(msa_context *ctx, const msa_select_args *args, dec
     size_t smem = STAGES * Page8::PAGE_BYTES + sizeof(Scan8Smem<COLUMNS>) + 1024;
     CUtensorMap map;
     MSA_TRY(cuda_tensor_map(ctx, "select", &args->index8.keys, box, &map));
-    MSA_CUDA_TRY("select", cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                (int)smem));
-    /* So that choose, and attend behind it, find room beside it on an SM. */
-    MSA_CUDA_TRY("select",
-                 cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                                      cudaSharedmemCarveoutMaxShared));
+    MSA_TRY(cuda_share_sm("select", kernel, smem));
     decode_launch launch;
     MSA_CUDA_TRY("select",
                  cudaLaunchKernelEx(early_launch(&launch, ctx, p->line.n_ctas, SCAN_THREADS, smem),

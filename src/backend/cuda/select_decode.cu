@@ -343,12 +343,7 @@ static msa_status launch_scan(msa_context *ctx, const msa_select_args *args, dec
     CUtensorMap map;
     MSA_TRY(DIM * KEY_BYTES < 128 ? cuda_tensor_map_plain(ctx, "select", &paged, box, &map)
                                   : cuda_tensor_map(ctx, "select", &paged, box, &map));
-    MSA_CUDA_TRY("select", cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                (int)smem));
-    /* So that the kernels before and after it find room beside it on an SM. */
-    MSA_CUDA_TRY("select",
-                 cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                                      cudaSharedmemCarveoutMaxShared));
+    MSA_TRY(cuda_share_sm("select", kernel, smem));
     decode_launch launch;
     MSA_CUDA_TRY("select",
                  cudaLaunchKernelEx(early_launch(&launch, ctx, p->n_ctas, SCAN_THREADS, smem),
