@@ -5,14 +5,15 @@
  * tile merge them: the least unread id is the next block of the union, and the lanes that hold it
  * are its members. A tile whose union is small for what its rows hold becomes a union tile, its
  * entries written as the merge goes; the merge of any other stops early, and its tokens count
- * themselves into their blocks' lists. Two grid barriers later every list has its place and every
- * entry is in it. The order of lists and items is that of arrival; no result depends on it.
+ * themselves into their blocks' lists. A grid barrier later the union tiles are listed by place;
+ * another one later every list of tokens has its place and every entry is in it. The order of these
+ * lists and of items is that of arrival; no result depends on it.
  */
 #include "backend/cuda/attend_prefill.h"
 #include "backend/cuda/kv_view.cuh"
 #include "backend/cuda/ptx.cuh"
 
-constexpr int THREADS = 256;
+constexpr int THREADS = 256, WARPS = THREADS / 32;
 constexpr int NO_BLOCK = 0x7fffffff;
 
 /* A lane's token and its row. */
@@ -141,7 +142,8 @@ __device__ __forceinline__ void count_entries(const attend_piece &p, const Place
     }
 }
 
-__device__ __forceinline__ void classify(const attend_piece &p, Place &at, bool exists, int lanes,
+/* Whether this lane is the first one of a union tile. */
+__device__ __forceinline__ bool classify(const attend_piece &p, Place &at, bool exists, int lanes,
                                          int work)
 {
     int lane = threadIdx.x % 32, n = 0;
@@ -151,19 +153,39 @@ __device__ __forceinline__ void classify(const attend_piece &p, Place &at, bool 
     int n_entries =
         merge_rows(p, at, n, limit, lanes, p.union_entries + (int64_t)work * p.entry_capacity);
     bool is_union = n_entries <= limit, any = tile_sum(exists && at.valid, lanes) > 0;
-    if (any && lane % lanes == 0) {
+    if (exists && lane % lanes == 0) {
         attend_tile tile = at.tile;
-        tile.n_entries = n_entries;
+        tile.n_entries = any && is_union ? n_entries : -1;
         tile.place = work;
-        if (is_union) {
-            p.union_tiles[atomicAdd(&p.cursors->n_union_tiles, 1)] = tile;
-        } else {
-            p.gather_tiles[atomicAdd(&p.cursors->n_gather_tiles, 1)] = tile;
-        }
+        p.tiles[work] = tile;
+        if (any && !is_union) p.gather_tiles[atomicAdd(&p.cursors->n_gather_tiles, 1)] = tile;
     }
     if (is_union) n = 0;
     if (exists && at.valid) p.n_kept[(int64_t)at.token * p.n_groups + at.tile.head] = n;
     count_entries(p, at, n);
+    return is_union && any && lane % lanes == 0;
+}
+
+/* A CTA's union tiles of one round behind those of lower places. Neighbours share blocks: side by
+ * side in the list, and so on the SMs, they find them in the L2. */
+__device__ __forceinline__ void list_union_tiles(const attend_piece &p, int round, int work,
+                                                 bool exists, int lanes)
+{
+    __shared__ int before[WARPS], found[WARPS];
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, sum = 0;
+    for (int i = threadIdx.x; i < round * (int)gridDim.x + (int)blockIdx.x; i += THREADS)
+        sum += __ldcg(p.union_counts + i);
+    attend_tile tile;
+    tile.n_entries = -1;
+    if (exists && lane % lanes == 0) tile = p.tiles[work]; /* this thread's own */
+    unsigned leaders = __ballot_sync(~0u, tile.n_entries >= 0);
+    sum = __reduce_add_sync(~0u, sum);
+    if (lane == 0) before[warp] = sum, found[warp] = __popc(leaders);
+    __syncthreads();
+    int at = __popc(leaders & ((1u << lane) - 1));
+    for (int w = 0; w < WARPS; w++) at += before[w] + (w < warp ? found[w] : 0);
+    if (tile.n_entries >= 0) p.union_tiles[at] = tile;
+    __syncthreads(); /* read, before the next round */
 }
 
 /* Lists and items of 32 blocks. */
@@ -233,9 +255,16 @@ __global__ void __launch_bounds__(THREADS, 2)
         bool exists = work < n_tiles;
         int w = exists ? work : 0;
         Place at = locate(p, w % p.n_tile_places, w / p.n_tile_places, lane, tokens_log2);
-        classify(p, at, exists, lanes, w);
+        int n_found = __syncthreads_count(classify(p, at, exists, lanes, w));
+        if (threadIdx.x > 0) continue;
+        p.union_counts[round * gridDim.x + blockIdx.x] = n_found;
+        if (n_found) atomicAdd(&p.cursors->n_union_tiles, n_found);
     }
     grid_barrier(&p.cursors->arrivals[0]);
+    for (int round = 0; round < n_rounds; round++) {
+        int work = (thread + round * n_threads) >> tokens_log2;
+        list_union_tiles(p, round, work, work < n_tiles, lanes);
+    }
     int64_t n_bins = (int64_t)p.n_groups * p.n_units;
     if (*(volatile int32_t *)&p.cursors->n_gather_tiles == 0) return; /* the same for every CTA */
     for (int64_t bin = thread; bin - bin % 32 < n_bins; bin += n_threads)

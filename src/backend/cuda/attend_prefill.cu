@@ -74,6 +74,8 @@ static size_t lay_out(attend_piece *p, void *workspace, size_t *zeroed)
     p->n_kept = (int32_t *)take(base, &used, n_rows, 4);
     p->list = (int32_t *)take(base, &used, n_entries, 4);
     p->items = (attend_item *)take(base, &used, n_entries, sizeof(attend_item));
+    p->tiles = (attend_tile *)take(base, &used, n_tiles, sizeof(attend_tile));
+    p->union_counts = (int32_t *)take(base, &used, n_tiles, 4);
     p->gather_tiles = (attend_tile *)take(base, &used, n_tiles, sizeof(attend_tile));
     p->union_tiles = (attend_tile *)take(base, &used, n_tiles, sizeof(attend_tile));
     p->union_entries =

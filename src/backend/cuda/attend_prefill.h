@@ -66,17 +66,20 @@ typedef struct attend_piece {
     float scale_log2; /* of a raw dot product, in units of log2 */
 
     attend_cursors *cursors;
-    int32_t *counts;    /* [Hkv, n_units] tokens that gather a block; zero before the index */
-    int32_t *starts;    /* [Hkv, n_units] where its list starts */
-    int32_t *unit_rows; /* [n_units] first row of a packed block */
-    int32_t *ranks;     /* [n_tokens, Hkv, K] place of an entry in its list */
-    int32_t *n_kept;    /* [n_tokens, Hkv] length of a row */
-    int32_t *list;      /* entries: token << 13 | slot << 7 | last visible key of the block */
-    attend_item *items; /* at most one an entry */
-    attend_tile *gather_tiles, *union_tiles; /* [n_tile_places * Hkv] */
-    attend_entry *union_entries;             /* [n_tile_places * Hkv, entry_capacity] */
-    __nv_bfloat16 *partial; /* [n_tokens, Hkv, K, G', D], 16-byte chunks swizzled by head */
-    float *partial_lse;     /* [n_tokens, Hkv, K, G'] in units of log2 */
+    int32_t *counts;       /* [Hkv, n_units] tokens that gather a block; zero before the index */
+    int32_t *starts;       /* [Hkv, n_units] where its list starts */
+    int32_t *unit_rows;    /* [n_units] first row of a packed block */
+    int32_t *ranks;        /* [n_tokens, Hkv, K] place of an entry in its list */
+    int32_t *n_kept;       /* [n_tokens, Hkv] length of a row */
+    int32_t *list;         /* entries: token << 13 | slot << 7 | last visible key of the block */
+    attend_item *items;    /* at most one an entry */
+    attend_tile *tiles;    /* [n_tile_places * Hkv] by place; n_entries < 0: no union tile */
+    int32_t *union_counts; /* [n_tile_places * Hkv] that a CTA of the index found in a round */
+    attend_tile *gather_tiles;   /* [n_tile_places * Hkv] */
+    attend_tile *union_tiles;    /* the same, by place, none missing in between */
+    attend_entry *union_entries; /* [n_tile_places * Hkv, entry_capacity] */
+    __nv_bfloat16 *partial;      /* [n_tokens, Hkv, K, G', D], 16-byte chunks swizzled by head */
+    float *partial_lse;          /* [n_tokens, Hkv, K, G'] in units of log2 */
 } attend_piece;
 
 msa_status cuda_attend_index(msa_context *ctx, const attend_piece *piece);

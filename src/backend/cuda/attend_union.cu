@@ -234,12 +234,22 @@ __device__ __forceinline__ void consumer(Smem<D, FP8> &sm, const attend_piece &p
                 wgmma_wait<1>();
                 pin(s);
                 release(&sm.k_empty[stage]);
-                float2 factor = softmax_tile(s, rows, sight.last0, sight.last1, p.scale_log2);
+                /* A warp none of whose tokens selected the block has nothing to do but wait. */
+                bool selected = __any_sync(~0u, max(sight.last0, sight.last1) >= 0);
+                float2 factor = {1, 1};
+                if (selected)
+                    factor = softmax_tile(s, rows, sight.last0, sight.last1, p.scale_log2);
+                pin(s); /* in the same registers either way, else they spill */
                 wgmma_wait<0>();
                 pin(o);
                 release(&sm.v_empty[before]);
                 rescale(o, factor);
-                pack_weights(weights, s);
+                if (selected) {
+                    pack_weights(weights, s);
+                } else {
+#pragma unroll
+                    for (int i = 0; i < 32; i++) weights[i] = 0;
+                }
             } else if (visit) {
                 multiply_keys<D>(s, queries, smem_u32(sm.k[stage]));
                 wgmma_wait<0>();
