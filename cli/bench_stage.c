@@ -262,6 +262,7 @@ msa_select_args stage_select_args(const bench_stage *s, const stage_shape *shape
     args.cu_seqlens_q = s->cu_seqlens;
     args.blocks = rows_of(s->blocks, MSA_DTYPE_I32, shape, r, STAGE_KV_HEADS, STAGE_TOPK);
     if (use_index8) args.index8 = index8_of(s);
+    args.settled = 1; /* nothing is appended while it is timed */
     return args;
 }
 

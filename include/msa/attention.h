@@ -70,7 +70,7 @@ typedef struct msa_select_args {
     int32_t n_init;              /* forced leading blocks; default 0 */
     int32_t n_local;             /* forced newest blocks; 0: 1; -1: none; n_init + n_local <= K */
     float index_scale;           /* of the index LSE only; 0: 1/sqrt(Di). Ranking never scales */
-    int32_t reserved;
+    int32_t settled;             /* 1: index keys before the query tokens are final, see below */
     msa_tensor blocks;       /* out [T, Hkv, K] i32 */
     msa_tensor block_scores; /* out, optional [T, Hkv, N] f32; blocks past the local one get -inf */
     msa_tensor index_lse;    /* out, optional [T, Hkv] f32: LSE of scaled scores, selected tokens */
@@ -87,6 +87,11 @@ typedef struct msa_select_args {
  * Index8    the same sets: (Q1)-(Q5) bound every block score from the eight-bit keys, and the blocks
  *           whose rank the bounds leave open are scored from k_index. It saves half of the bytes
  *           where a fast kernel exists; elsewhere every block is scored from k_index
+ * Settled   a promise: the index keys (and, where given, their copy and bounds) of every token before
+ *           a sequence's query tokens, positions < S - n_q, were written by work that was complete
+ *           before the last operator ahead on the stream began. That operator may still write the
+ *           step's own keys, lengths and the page table. A backend may then read settled keys before
+ *           that operator ends; one that reads nothing early ignores it. The rows are the same
  * Numerics  f32 for f32/f16 inputs, bf16 products with f32 sums otherwise; deterministic, the same
  *           bits for every thread count
  * Ownership all tensors borrowed for the call

@@ -167,6 +167,7 @@ static msa_status select_attend(const msa__pass *p, const msa_kv_view *view, int
     select.topk = c->topk_blocks;
     select.n_init = c->n_init_blocks;
     select.n_local = msa__config_n_local(c);
+    select.settled = 1; /* append and derive wrote the pass's own tokens alone */
     select.blocks = blocks;
     both.select = &select;
     both.attend = &attend;

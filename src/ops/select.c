@@ -13,6 +13,7 @@ static msa_status check_options(const msa__check *at, msa_select_args *args)
     MSA_TRY(msa__check_range(at, "topk", args->topk, 1, 64));
     MSA_TRY(msa__check_range(at, "n_init", args->n_init, 0, args->topk - 1));
     MSA_TRY(msa__check_range(at, "n_local", args->n_local, -1, args->topk - args->n_init));
+    MSA_TRY(msa__check_range(at, "settled", args->settled, 0, 1));
     if (args->n_local < 0) args->n_local = 0; /* how backends know */
     if (args->index_scale == 0) {
         args->index_scale = (float)(1.0 / sqrt((double)args->q_index.shape[2]));

@@ -46,7 +46,7 @@ static const layout layouts[] = {
     AT(msa_select_args, cu_seqlens_q, 376), AT(msa_select_args, block_size, 384),
     AT(msa_select_args, topk, 388), AT(msa_select_args, n_init, 392),
     AT(msa_select_args, n_local, 396), AT(msa_select_args, index_scale, 400),
-    AT(msa_select_args, reserved, 404), AT(msa_select_args, blocks, 408),
+    AT(msa_select_args, settled, 404), AT(msa_select_args, blocks, 408),
     AT(msa_select_args, block_scores, 488), AT(msa_select_args, index_lse, 568),
     AT(msa_select_args, index8, 648), AT(msa_select_args, n_rescored, 808),
 

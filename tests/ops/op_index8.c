@@ -103,6 +103,7 @@ static void select_rows(msa_context *ctx, const problem *p, const msa_index8 *in
     args.index_lse = msa_tensor_make(lse, MSA_DTYPE_F32, 2, T, n_heads, 1, 1);
     if (index8) {
         args.index8 = *index8;
+        args.settled = 1; /* which changes nothing */
         args.n_rescored = msa_tensor_make(n_rescored, MSA_DTYPE_I32, 2, T, n_heads, 1, 1);
     }
     msa_plan plan;

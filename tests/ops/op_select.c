@@ -56,20 +56,24 @@ static void expect_rows_of_own_scores(const char *label, const problem *p, const
 }
 
 /* Optional outputs left out: the same rows; a device may have a kernel of its own for that, which
- * sums in another order. */
+ * sums in another order. Settled keys change nothing. */
 static void expect_rows_alone(msa_context *ctx, const char *label, const problem *p,
                               const double *scores, const results *r)
 {
     msa_select_args args = select_args(p);
     int64_t n = p->n_tokens * p->spec.n_kv_heads * p->spec.topk;
-    int32_t *rows = malloc((size_t)(n + 1) * sizeof(int32_t));
+    int32_t *rows = malloc((size_t)(2 * n + 1) * sizeof(int32_t));
     args.blocks =
         msa_tensor_make(rows, MSA_DTYPE_I32, 3, p->n_tokens, p->spec.n_kv_heads, p->spec.topk, 1);
     msa_plan plan;
     msa_plan_init(&plan);
     EXPECT_OK(msa_select_plan(ctx, &args, &plan));
     void *workspace = aligned_alloc(64, (plan.workspace_bytes + 127) / 64 * 64);
-    EXPECT_OK(call_select(ctx, &plan, &args, workspace, plan.workspace_bytes));
+    for (args.settled = 0; args.settled < 2; args.settled++) {
+        args.blocks.data = rows + args.settled * n;
+        EXPECT_OK(call_select(ctx, &plan, &args, workspace, plan.workspace_bytes));
+    }
+    expect_same_ids(label, rows + n, rows, n);
     if (msa_context_uses_device_memory(ctx)) {
         n_rows_accepted += expect_rows(label, p, rows, scores);
         n_rows_seen += n / p->spec.topk;

@@ -167,6 +167,7 @@ static void test_select_checks_shapes(void **state)
     REJECTS(a.n_init = 3, "n_init = 3, must be 0..2");
     REJECTS(a.n_local = -2, "n_local = -2, must be -1..3");
     REJECTS((a.n_init = 2, a.n_local = 2), "n_local = 2, must be -1..1");
+    REJECTS(a.settled = 2, "settled = 2, must be 0..1");
     REJECTS(a.index_scale = -1, "index_scale = -1, must be finite and positive");
     REJECTS(a.index_scale = NAN, "index_scale = ");
     REJECTS(a.index_scale = INFINITY, "index_scale = inf");

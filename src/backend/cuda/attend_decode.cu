@@ -287,9 +287,10 @@ __global__ void __launch_bounds__(THREADS, 2)
     }
     cluster_sync_relaxed();
     __syncthreads();
+    /* Followers rely on it that what is older than this operator is complete; a scan waited. */
+    if (!p.orders) wait_prior_grid();
     launch_dependents();
     if (!p.orders) {
-        wait_prior_grid();
         if (threadIdx.x < 32) {
             find_blocks(sm, p, s);
         } else {

@@ -5,6 +5,7 @@
 #include "backend/cuda/cuda_device.h"
 #include "backend/cuda/elements.cuh"
 #include "backend/cuda/index8.cuh"
+#include "backend/cuda/ptx.cuh"
 
 #define WARPS 8
 
@@ -32,6 +33,7 @@ __device__ __forceinline__ float cta_maximum(float x, float *shared)
 __global__ void __launch_bounds__(WARPS * 32) index_quantize_kernel(quantize_params p)
 {
     __shared__ float shared[WARPS];
+    launch_dependents(); // as in kv_append: no settled key lies in these pages
     int32_t seq = blockIdx.x / p.pages_per_seq;
     int64_t n_keys = p.kv_lens[seq], n_new = p.cu_seqlens_q[seq + 1] - p.cu_seqlens_q[seq];
     int64_t block = (n_keys - n_new) / p.block_size + blockIdx.x % p.pages_per_seq;

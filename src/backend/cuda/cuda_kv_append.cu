@@ -2,6 +2,7 @@
  * together. The block finds its sequence by itself, since lengths lie on the device. */
 #include "backend/cuda/cuda_device.h"
 #include "backend/cuda/kv_view.cuh"
+#include "backend/cuda/ptx.cuh"
 
 typedef struct {
     cuda_view rows;     /* [T, heads, dim] */
@@ -32,6 +33,9 @@ __device__ __forceinline__ int64_t slot_of(const append_job &job, const append_l
 template <int W> __global__ void kv_append_kernel(append_job job)
 {
     int64_t t = blockIdx.x;
+    /* Launched without an early start itself, so all that is older is complete; and whoever starts
+     * early waits before it reads a new slot, a select of settled keys too. */
+    launch_dependents();
     int seq = sequence_of(job.cu_seqlens_q, job.n_seqs, t);
     int64_t first = job.cu_seqlens_q[seq], end = job.cu_seqlens_q[seq + 1];
     int64_t length =

@@ -2,7 +2,7 @@
  * launches: `scan8` leaves bounds of block scores, select8_choose.cu scores from the keys what they
  * leave open and takes the best.
  *
- * The division of work, the ring and its producer are those of select_decode.cuh. Two warpgroups
+ * The division of work, the ring and its producer are those of select_scan.cuh. Two warpgroups
  * take the lower and the upper 64 keys of every page: S^T = K Q^T by wgmma on whole numbers, exact.
  * A warp has 16 keys of a page, a part; the largest number of every part and column meets the
  * others in shared memory. Every CHUNK pages, and at the end of an item, they become bounds, (Q4),
@@ -13,10 +13,11 @@
 #include "backend/cuda/select.h"
 #include "backend/cuda/select8.h"
 #include "backend/cuda/select8_decode.cuh"
+#include "backend/cuda/select_scan.cuh"
 
-enum { DIM = 128, SCAN_THREADS = 288, SCAN_CONSUMERS = 256, STAGES = 7 };
+enum { DIM = 128, STAGES = 7 };
 
-/* Of select_decode.cuh's producer. */
+/* Of select_scan.cuh's producer. */
 struct Page8 {
     static constexpr int ROW_BYTES = DIM, BOX_BYTES = DIM, PAGE_BYTES = DECODE_BLOCK * DIM;
 };
@@ -29,6 +30,8 @@ template <int COLUMNS> struct alignas(1024) Scan8Smem {
     float4 factors[2][COLUMNS];              /* scale and (Q4)'s two; of every other segment */
     int best[2][CHUNK][PARTS * COLUMNS + 1]; /* of every other chunk: [part][column] */
     uint64_t full[STAGES], empty[STAGES];
+    unsigned line[STAGES]; /* the producer's; here pages come in the order of the line */
+    int n_guessed;
 };
 
 /* ---- queries -------------------------------------------------------------------------------- */
@@ -187,11 +190,10 @@ __device__ __forceinline__ void store_chunk(Scan8Smem<COLUMNS> &sm, const decode
 
 template <int COLUMNS>
 __device__ __forceinline__ void scan_pages(Scan8Smem<COLUMNS> &sm, const unsigned char *ring,
-                                           const decode8 &p, DecodePart &part)
+                                           const decode8 &p, ScanPart &part, RingPlace at)
 {
     constexpr int CHUNK = Scan8Smem<COLUMNS>::CHUNK;
     int lane = threadIdx.x & 31, warp = threadIdx.x / 32, page = threadIdx.x % CHUNK, odd = 0;
-    RingPlace at = {0, 0};
     for (DecodeSegment s = part.first; s.n_pages > 0; odd ^= 1) {
         PageBounds bounds = {0, 0, 0, page_of(p, s, page)};
         quantise_queries(sm, p.line, s, sm.factors[odd]);
@@ -212,36 +214,21 @@ __device__ __forceinline__ void scan_pages(Scan8Smem<COLUMNS> &sm, const unsigne
     }
 }
 
+/* One CTA an SM; asked for room for three, ptxas takes 72 registers instead of 89, with which
+ * attend finds no place beside it. */
 template <int COLUMNS>
-__global__ void __launch_bounds__(SCAN_THREADS, 1)
+__global__ void __launch_bounds__(SCAN_THREADS, 3)
     scan8_kernel(const __grid_constant__ CUtensorMap map, const __grid_constant__ decode8 p)
 {
     extern __shared__ unsigned char raw[];
     unsigned char *ring = align_shared(raw);
     Scan8Smem<COLUMNS> &sm = *(Scan8Smem<COLUMNS> *)(ring + p.line.stages * Page8::PAGE_BYTES);
-    int lane = threadIdx.x & 31, producer = threadIdx.x >= SCAN_CONSUMERS;
-    if (threadIdx.x == SCAN_CONSUMERS) {
-        for (int i = 0; i < p.line.stages; i++) {
-            mbarrier_init(smem_u32(&sm.full[i]), 1);
-            mbarrier_init(smem_u32(&sm.empty[i]), SCAN_CONSUMERS / 32);
-        }
-        fence_mbarrier_init();
-        prefetch_tensor_map(&map);
-    }
-    DecodePart part = load_part(p.line, lane);
-    PageRow pages = {0, 0};
-    __syncthreads();
-    wait_prior_grid();
-    launch_dependents(); /* only now: what follows reads lengths before it waits for this grid */
-    if (producer) pages = first_pages(p.line, part.first, lane); /* while lengths are checked */
-    if (!is_current(p.line, part, lane)) {
-        part = load_part(p.line, lane);
-        if (producer) pages = first_pages(p.line, part.first, lane);
-    }
-    if (producer) {
-        stream_pages(sm, ring, &map, p.line, part, pages);
+    ScanPart part;
+    ScanStart start = start_scan(sm, ring, &map, p.line, part, [] {});
+    if (threadIdx.x >= SCAN_CONSUMERS) {
+        stream_scan(sm, ring, &map, p.line, part, start);
     } else {
-        scan_pages<COLUMNS>(sm, ring, p, part);
+        scan_pages<COLUMNS>(sm, ring, p, part, start.at);
     }
 }
 

@@ -17,7 +17,7 @@
 
 #include <cuda_fp8.h>
 
-enum { SCAN_THREADS = 288, SCAN_CONSUMERS = 256, CHUNK = 32, MAX_STAGES = 8 };
+enum { CHUNK = 32, MAX_STAGES = 8, MAX_SHARED = 32 };
 
 template <int DIM, int COLUMNS, int KEY_BYTES> struct ScanConfig {
     static constexpr int ROW_BYTES = DIM * KEY_BYTES, PAGE_BYTES = DECODE_BLOCK * ROW_BYTES;
@@ -176,15 +176,16 @@ __device__ __forceinline__ void store_chunk(ScanSmem<DIM, COLUMNS, KEY_BYTES> &s
     }
 }
 
-/* Scores pages as they come. The queries of part.first are there if has_queries says so. */
+/* Scores pages as they come. If the start was right, the queries of part.first are there. */
 template <int DIM, int COLUMNS, int KEY_BYTES>
 __device__ __forceinline__ void score_pages(ScanSmem<DIM, COLUMNS, KEY_BYTES> &sm,
                                             const unsigned char *ring, const decode_select &p,
-                                            ScanPart &part, RingPlace at, bool has_queries)
+                                            ScanPart &part, const ScanStart &start)
 {
     using Config = ScanConfig<DIM, COLUMNS, KEY_BYTES>;
     int lane = threadIdx.x & 31, n = 0, buffer = 0; /* pages pooled in block_max[buffer] */
-    int item = has_queries && part.first.n_pages ? part.first.item : -1;
+    int item = start.current && part.first.n_pages ? part.first.item : -1;
+    RingPlace at = start.at;
     unsigned expected = LINE_END, item_end = 0;
     DecodeSegment s = part.first;
     for (;;) {
@@ -225,58 +226,14 @@ __global__ void __launch_bounds__(SCAN_THREADS, 1)
     extern __shared__ unsigned char raw[];
     unsigned char *ring = align_shared(raw);
     Smem &sm = *(Smem *)(ring + p.stages * Config::PAGE_BYTES);
-    int lane = threadIdx.x & 31, producer = threadIdx.x >= SCAN_CONSUMERS;
-    if (threadIdx.x == SCAN_CONSUMERS) {
-        for (int i = 0; i < p.stages; i++) {
-            mbarrier_init(smem_u32(&sm.full[i]), 1);
-            mbarrier_init(smem_u32(&sm.empty[i]), SCAN_CONSUMERS / 32);
-        }
-        fence_mbarrier_init();
-        prefetch_tensor_map(&map);
-    }
     for (int i = threadIdx.x; i < 2 * COLUMNS * (CHUNK + 1); i += SCAN_THREADS)
         sm.block_max[0][0][i] = 0;
-    /* What is read before the wait may be stale. The first pages are loaded by it all the same. */
-    ScanPart part = load_scan_part(p, lane);
-    PageRow guess = {0, 0}, pages = {0, 0};
-    if (producer) {
-        guess = first_pages(p, part.first, lane);
-        if (lane == 0) sm.n_guessed = p.n_seqs <= 32 ? min(part.first.n_pages, p.stages) : 0;
-    }
-    __syncthreads();
-    int n_guessed = sm.n_guessed;
-    wait_prior_grid();
-    launch_dependents(); /* only now: what follows reads lengths before it waits for this grid */
-    RawSequence now = load_raw(p, lane); /* small loads first: they would queue behind the pages */
-    if (producer) {
-        pages = first_pages(p, part.first, lane);
-        asm volatile("" ::: "memory");
-        if (lane < n_guessed) {
-            sm.line[lane] = part.first.line + lane;
-            load_page(sm, ring, &map, lane, guess.row, guess.page);
-        }
-        __syncwarp();
+    ScanPart part;
+    ScanStart start = start_scan(sm, ring, &map, p, part, [&] { load_queries(sm, p, part.first); });
+    if (threadIdx.x >= SCAN_CONSUMERS) {
+        stream_scan(sm, ring, &map, p, part, start);
     } else {
-        load_queries(sm, p, part.first);
-    }
-    int current = p.n_seqs <= 32 && is_made_of(p, part, now) &&
-                  (lane >= n_guessed || (pages.row == guess.row && pages.page == guess.page));
-    current = __syncthreads_and(current);
-    if (!current) {
-        part = load_scan_part(p, lane);
-        if (producer) pages = first_pages(p, part.first, lane);
-    }
-    RingPlace at = {n_guessed < p.stages ? n_guessed : 0, n_guessed == p.stages};
-    if (producer) {
-        stream_scan(sm, ring, &map, p, part, pages, current ? n_guessed : 0, at);
-    } else {
-        for (int i = 0; i < n_guessed && !current; i++) { /* whatever that was */
-            mbarrier_wait(smem_u32(&sm.full[i]), 0);
-            __syncwarp();
-            if (lane == 0) mbarrier_arrive(smem_u32(&sm.empty[i]));
-        }
-        if (current) at = {0, 0};
-        score_pages(sm, ring, p, part, at, current);
+        score_pages(sm, ring, p, part, start);
     }
 }
 
@@ -325,6 +282,7 @@ static void choose_scan_shape(const msa_context *ctx, int page_bytes, decode_sel
 {
     p->n_ctas = cuda_state(ctx)->n_sms;
     p->counter = (int)(__atomic_fetch_add(&n_scans, 1u, __ATOMIC_RELAXED) % COUNTERS);
+    p->n_shared = MAX_SHARED;
     p->stages = 131072 / page_bytes < MAX_STAGES ? 131072 / page_bytes : MAX_STAGES;
 }
 
@@ -375,6 +333,7 @@ decode_select cuda_select_decode_line(const msa_context *ctx, const msa_select_a
     p.n_tokens = (int)q->shape[0], p.n_seqs = kv->n_seqs, p.n_groups = (int)q->shape[1];
     p.topk = args->topk, p.n_init = args->n_init, p.n_local = args->n_local;
     p.n_ctas = cuda_state(ctx)->n_sms;
+    p.n_ahead = args->settled ? AHEAD_PAGES : 0;
     p.columns_log2 = columns_log2, p.groups_log2 = log2_ceil(p.n_groups);
     p.tokens_log2 = p.columns_log2 - p.groups_log2;
     p.key_scale = kv->k_index.dtype == MSA_DTYPE_F8_E4M3 ? kv->k_index_scale : 1.0f;

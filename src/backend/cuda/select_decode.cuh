@@ -23,9 +23,11 @@ typedef struct decode_select {
     int64_t table_stride;
     int n_tokens, n_seqs, n_groups; /* T, B, Hkv */
     int topk, n_init, n_local;
-    int n_ctas;  /* of the scan */
-    int stages;  /* of its ring of pages */
-    int counter; /* of its tickets */
+    int n_ctas;   /* of the scan */
+    int stages;   /* of its ring of pages */
+    int counter;  /* of its tickets */
+    int n_shared; /* at most so many pages of a CTA's part go by tickets */
+    int n_ahead;  /* at most so many pages of settled keys are loaded before the scan's wait */
     /* Powers of two, so that nothing is divided: column = token of the tile << groups_log2 | group.
      */
     int columns_log2, groups_log2, tokens_log2;
@@ -213,34 +215,6 @@ __device__ __forceinline__ unsigned *row_orders(const decode_select &p, const De
     return p.orders + ((int64_t)(s.first_token + token) * p.n_groups + group) * p.row_blocks;
 }
 
-/* A CTA's part of the line where all have the same, as one warp sees it: of the eight-bit scan. The
- * other one shares out otherwise, select_scan.cuh. */
-struct DecodePart {
-    DecodeChunk chunk;
-    unsigned share, at, end; /* `at`: behind the first segment */
-    DecodeSegment first;
-};
-
-__device__ __forceinline__ DecodePart load_part(const decode_select &p, int lane)
-{
-    DecodePart part;
-    unsigned n_pages;
-    part.chunk = load_line(p, lane, &part.share, &n_pages);
-    part.at = blockIdx.x * part.share;
-    part.end = min(n_pages, part.at + part.share);
-    part.first = next_segment(p, part.chunk, part.at, part.end, lane);
-    return part;
-}
-
-/* The lengths that `part` was made of are still the same. */
-__device__ __forceinline__ bool is_current(const decode_select &p, const DecodePart &part, int lane)
-{
-    if (p.n_seqs > 32) return false;
-    DecodeSequence s = load_sequence(p, lane), old = part.chunk.mine;
-    return __all_sync(~0u, s.n_tokens == old.n_tokens && s.length == old.length &&
-                               s.first_token == old.first_token);
-}
-
 /* ---- pages ------------------------------------------------------------------------------------
  */
 
@@ -261,41 +235,6 @@ __device__ __forceinline__ PageRow first_pages(const decode_select &p, const Dec
 {
     if (lane >= s.n_pages || (p.page_table && s.block + lane >= p.table_stride)) return {0, 0};
     return page_row(p, s.seq, s.block + lane);
-}
-
-/* The pages of a part into a ring, by one warp. */
-template <typename Smem>
-__device__ __forceinline__ void stream_pages(Smem &sm, unsigned char *ring, const CUtensorMap *map,
-                                             const decode_select &p, DecodePart &part, PageRow next)
-{
-    using Config = typename Smem::Config;
-    int lane = threadIdx.x & 31;
-    RingPlace at = {0, 1}; /* the first round finds every stage empty */
-    for (DecodeSegment s = part.first; s.n_pages > 0;) {
-        PageRow rows = {0, 0};
-        for (int i = 0; i < s.n_pages; i++) {
-            if (i % 32 == 0) {
-                rows = next;
-                if (i + 32 + lane < s.n_pages) next = page_row(p, s.seq, s.block + i + 32 + lane);
-            }
-            int row = __shfl_sync(~0u, rows.row, i % 32),
-                page = __shfl_sync(~0u, rows.page, i % 32);
-            mbarrier_wait(smem_u32(&sm.empty[at.stage]), at.round);
-            if (lane == 0) {
-                uint32_t bar = smem_u32(&sm.full[at.stage]);
-                uint32_t dst = smem_u32(ring) + at.stage * Config::PAGE_BYTES;
-                mbarrier_arrive_expect_tx(bar, Config::PAGE_BYTES);
-                for (int box = 0; box < Config::ROW_BYTES / Config::BOX_BYTES; box++) {
-                    tma_load_3d(dst + box * DECODE_BLOCK * Config::BOX_BYTES, map, bar, box * 64,
-                                row, page);
-                }
-            }
-            __syncwarp();
-            at.advance(p.stages);
-        }
-        s = next_segment(p, part.chunk, part.at, part.end, lane);
-        next = first_pages(p, s, lane);
-    }
 }
 
 /* ---- maxima of a warp's keys --------------------------------------------------------------------

@@ -1,7 +1,8 @@
-/* The pages of a scan CTA of select_decode.cu: which they are, and their way into its ring.
+/* The pages of a CTA of the two scans, select_decode.cu and select8_decode.cu: which they are, and
+ * their way into its ring.
  *
  * A CTA has a run of the line (select_decode.cuh) of its own. What is left at the end of the line
- * goes by tickets to whoever comes first.
+ * goes by tickets to whoever comes first; in the eight-bit scan nothing is left.
  */
 #ifndef MSA_CUDA_SELECT_SCAN_CUH
 #define MSA_CUDA_SELECT_SCAN_CUH
@@ -10,12 +11,15 @@
 
 #define LINE_END ~0u
 
+enum { SCAN_THREADS = 288, SCAN_CONSUMERS = 256 };
+enum { AHEAD_PAGES = 4 }; /* of settled keys, loaded before the scan's wait */
+
 /* ---- a CTA's pages -----------------------------------------------------------------------------
  */
 
 /* SMs do not read equally fast. Where a CTA has MIN_SHARED pages, a quarter of them, but at most
- * MAX_SHARED, goes to whoever comes first, TICKET_PAGES at a time. */
-enum { MIN_SHARED = 16, MAX_SHARED = 32, TICKET_PAGES = 2 };
+ * p.n_shared, goes to whoever comes first, TICKET_PAGES at a time. */
+enum { MIN_SHARED = 16, TICKET_PAGES = 2 };
 
 /* A CTA's part of the line, as one warp sees it: first a run of its own, then ticket by ticket. */
 struct ScanPart {
@@ -30,7 +34,7 @@ __device__ __forceinline__ ScanPart load_scan_part(const decode_select &p, int l
     ScanPart part;
     unsigned share;
     part.chunk = load_line(p, lane, &share, &part.line_end);
-    if (share >= MIN_SHARED) share -= min(share / 4, (unsigned)MAX_SHARED);
+    if (share >= MIN_SHARED) share -= min(share / 4, (unsigned)p.n_shared);
     part.shared = min(part.line_end, share * p.n_ctas);
     part.at = min(part.line_end, blockIdx.x * share);
     part.end = min(part.line_end, part.at + share);
@@ -67,6 +71,23 @@ __device__ __forceinline__ void load_page(Smem &sm, unsigned char *ring, const C
         tma_load_3d(dst + box * DECODE_BLOCK * Config::BOX_BYTES, map, bar, box * 64, row, page);
 }
 
+/* Pages from .. to - 1 of the first segment into the stages of their numbers, a lane each. */
+template <typename Smem>
+__device__ __forceinline__ void load_first(Smem &sm, unsigned char *ring, const CUtensorMap *map,
+                                           PageRow page, int from, int to, int lane)
+{
+    if (from <= lane && lane < to) load_page(sm, ring, map, lane, page.row, page.page);
+    __syncwarp();
+}
+
+/* How many of these, at most p.n_ahead, hold settled keys alone, where a chunk is the batch. */
+__device__ __forceinline__ int settled_pages(const decode_select &p, const ScanPart &part)
+{
+    DecodeSequence s = part.chunk.mine;
+    int n_settled = __shfl_sync(~0u, s.length - s.n_tokens, part.first.seq);
+    return min(p.n_ahead, n_settled / DECODE_BLOCK - part.first.block);
+}
+
 /* Counters of tickets, each at 0 outside of the scan that has it. Scans take them in turn, so that
  * those of different streams do not share one. */
 enum { COUNTERS = 256, COUNTER_STRIDE = 32 };
@@ -80,16 +101,89 @@ __device__ __forceinline__ unsigned take_ticket(const decode_select &p, unsigned
     return atomicInc(ticket_counters + p.counter * COUNTER_STRIDE, n + p.n_ctas - 1);
 }
 
-/* The CTA's pages behind the n_loaded first ones, which lie in the ring already; `next` are its
- * first 32. `at`: where the ring goes on. Page numbers and tickets are on their way while a stage
- * is awaited. */
+/* Where a warp goes on once the part is known. */
+struct ScanStart {
+    bool current;  /* the guess was right */
+    RingPlace at;  /* of the warp's next page */
+    PageRow pages; /* the part's first 32; of the producer, as n_loaded is */
+    int n_loaded;  /* of them on their way into the ring */
+};
+
+/* The part, and its first pages into the ring. `meanwhile`: what consumers do for part.first, right
+ * or not, while lengths are on their way.
+ *
+ * What is read before the wait may be stale. Its pages are loaded all the same, and dropped if
+ * lengths or page numbers turn out to be others. Pages of settled keys go before the wait: then all
+ * that is older than the operator ahead is complete, since a kernel that lets its followers start
+ * early was launched without that itself, has waited, or stands behind one of its operator that
+ * has. */
+template <typename Smem, typename Meanwhile>
+__device__ __forceinline__ ScanStart start_scan(Smem &sm, unsigned char *ring,
+                                                const CUtensorMap *map, const decode_select &p,
+                                                ScanPart &part, Meanwhile meanwhile)
+{
+    int lane = threadIdx.x & 31, producer = threadIdx.x >= SCAN_CONSUMERS;
+    if (threadIdx.x == SCAN_CONSUMERS) {
+        for (int i = 0; i < p.stages; i++) {
+            mbarrier_init(smem_u32(&sm.full[i]), 1);
+            mbarrier_init(smem_u32(&sm.empty[i]), SCAN_CONSUMERS / 32);
+        }
+        fence_mbarrier_init();
+        prefetch_tensor_map(map);
+    }
+    part = load_scan_part(p, lane);
+    PageRow guess = {0, 0}, pages = {0, 0};
+    if (producer) {
+        guess = first_pages(p, part.first, lane);
+        if (lane < p.stages) sm.line[lane] = part.first.line + lane;
+        if (lane == 0) sm.n_guessed = p.n_seqs <= 32 ? min(part.first.n_pages, p.stages) : 0;
+    }
+    __syncthreads();
+    int n_guessed = sm.n_guessed, n_ahead = 0;
+    if (producer) {
+        n_ahead = min(n_guessed, settled_pages(p, part));
+        load_first(sm, ring, map, guess, 0, n_ahead, lane);
+    }
+    wait_prior_grid();
+    launch_dependents(); /* only now: what follows reads lengths before it waits for this grid */
+    RawSequence now = load_raw(p, lane); /* small loads first: they would queue behind the pages */
+    if (producer) {
+        pages = first_pages(p, part.first, lane);
+        asm volatile("" ::: "memory");
+        load_first(sm, ring, map, guess, n_ahead, n_guessed, lane);
+    } else {
+        meanwhile();
+    }
+    int current = p.n_seqs <= 32 && is_made_of(p, part, now) &&
+                  (lane >= n_guessed || (pages.row == guess.row && pages.page == guess.page));
+    current = __syncthreads_and(current);
+    RingPlace at = {n_guessed < p.stages ? n_guessed : 0, n_guessed == p.stages};
+    if (!current) {
+        part = load_scan_part(p, lane);
+        if (producer) pages = first_pages(p, part.first, lane);
+#pragma unroll 1
+        for (int i = 0; i < n_guessed && !producer; i++) { /* whatever that was */
+            mbarrier_wait(smem_u32(&sm.full[i]), 0);
+            __syncwarp();
+            if (lane == 0) mbarrier_arrive(smem_u32(&sm.empty[i]));
+        }
+    } else if (!producer) {
+        at = {0, 0};
+    }
+    return {current != 0, at, pages, current ? n_guessed : 0};
+}
+
+/* The producer: the rest of the CTA's pages. Page numbers and tickets are on their way while a
+ * stage is awaited. */
 template <typename Smem>
 __device__ __forceinline__ void stream_scan(Smem &sm, unsigned char *ring, const CUtensorMap *map,
-                                            const decode_select &p, ScanPart &part, PageRow next,
-                                            int n_loaded, RingPlace at)
+                                            const decode_select &p, ScanPart &part,
+                                            const ScanStart &start)
 {
-    int lane = threadIdx.x & 31;
+    int lane = threadIdx.x & 31, n_loaded = start.n_loaded;
     unsigned n = n_tickets(part), ticket = take_ticket(p, n, lane);
+    RingPlace at = start.at;
+    PageRow next = start.pages;
     DecodeSegment s = part.first;
     for (;;) {
         PageRow rows = {0, 0};

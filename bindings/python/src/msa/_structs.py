@@ -79,7 +79,7 @@ class SelectArgs(Args):
         ("n_init", c_int32),
         ("n_local", c_int32),
         ("index_scale", c_float),
-        ("reserved", c_int32),
+        ("settled", c_int32),
         ("blocks", Tensor),
         ("block_scores", Tensor),
         ("index_lse", Tensor),

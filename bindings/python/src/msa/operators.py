@@ -144,7 +144,7 @@ def _workspace(n_bytes: int, device_type: str, device: int) -> tuple[Any, int | 
 def select(q_index: Any, kv: KvView, *, cu_seqlens_q: Any = None, block_size: int = 128,
            topk: int = 16, n_init: int = 0, n_local: int = 1, index_scale: float = 0.0,
            blocks: Any = None, block_scores: Any = None, index_lse: Any = None,
-           index8: Index8 | None = None, n_rescored: Any = None,
+           index8: Index8 | None = None, n_rescored: Any = None, settled: bool = False,
            context: Context | None = None) -> Any:
     """Score every visible key with the index branch and keep the K best blocks of each token and group.
 
@@ -163,6 +163,9 @@ def select(q_index: Any, kv: KvView, *, cu_seqlens_q: Any = None, block_size: in
         index8: eight-bit copy of the index keys of a paged view, scanned first: the same blocks from
             half of the bytes.
         n_rescored: optional int32 [T, Hkv], with index8: blocks that were scored from k_index.
+        settled: a promise that the index keys (and their copy) before each sequence's query tokens were
+            written before the last operation ahead on the stream began; that one may still write those
+            of the query tokens, as kv_append does. A GPU may then read the others while it runs.
 
     Returns:
         blocks: ids ascending, the local block last, then -1. Ties go to the lower id.
@@ -184,6 +187,7 @@ def select(q_index: Any, kv: KvView, *, cu_seqlens_q: Any = None, block_size: in
     if index8 is not None:
         args.index8 = call.index8(index8)
     args.n_rescored = call.tensor("n_rescored", n_rescored)
+    args.settled = settled
     call.run("select", context)
     return blocks
 
@@ -252,11 +256,11 @@ def attend(q: Any, kv: KvView, blocks: Any, *, cu_seqlens_q: Any = None, block_s
 def select_attend(q_index: Any, q: Any, kv: KvView, *, cu_seqlens_q: Any = None, block_size: int = 128,
                   topk: int = 16, n_init: int = 0, n_local: int = 1, scale: float = 0.0,
                   blocks: Any = None, out: Any = None, lse: Any = None, index8: Index8 | None = None,
-                  context: Context | None = None) -> tuple[Any, Any]:
+                  settled: bool = False, context: Context | None = None) -> tuple[Any, Any]:
     """select, then attend over its rows, with the same results; on a GPU decoding takes fewer steps.
 
     Args:
-        q_index, topk, n_init, n_local, blocks, index8: as in select.
+        q_index, topk, n_init, n_local, blocks, index8, settled: as in select.
         q, scale, out, lse: as in attend.
         kv: keys, values and index keys.
         cu_seqlens_q, block_size: as in both.
@@ -280,6 +284,7 @@ def select_attend(q_index: Any, q: Any, kv: KvView, *, cu_seqlens_q: Any = None,
     chosen.blocks = attended.blocks = call.tensor("blocks", blocks)
     if index8 is not None:
         chosen.index8 = call.index8(index8)
+    chosen.settled = settled
     attended.scale = scale
     attended.out, attended.lse = call.tensor("out", out), call.tensor("lse", lse)
     call.args.select, call.args.attend = ctypes.pointer(chosen), ctypes.pointer(attended)

@@ -20,17 +20,17 @@ __all__ = ["select", "attend", "dense_attend"]
 def select(q_index: Tensor, k_index: Tensor, cu_seqlens_q: Tensor, topk: int,
            page_table: Optional[Tensor] = None, kv_lens: Optional[Tensor] = None,
            cu_seqlens_k: Optional[Tensor] = None, block_size: int = 128, n_init: int = 0,
-           n_local: int = 1, k_index_scale: float = 0.0) -> Tensor:
+           n_local: int = 1, k_index_scale: float = 0.0, settled: bool = False) -> Tensor:
     """Blocks int32 [T, Hkv, K] of q_index [T, Hkv, Di] over the index keys; see operators.select."""
     kv = operators.KvView(k_index=k_index, page_table=page_table, kv_lens=kv_lens,
                           cu_seqlens_k=cu_seqlens_k, k_index_scale=k_index_scale)
     return operators.select(q_index, kv, cu_seqlens_q=cu_seqlens_q, topk=topk, block_size=block_size,
-                            n_init=n_init, n_local=n_local)
+                            n_init=n_init, n_local=n_local, settled=settled)
 
 
 @select.register_fake
 def _(q_index, k_index, cu_seqlens_q, topk, page_table=None, kv_lens=None, cu_seqlens_k=None,
-      block_size=128, n_init=0, n_local=1, k_index_scale=0.0):
+      block_size=128, n_init=0, n_local=1, k_index_scale=0.0, settled=False):
     return q_index.new_empty((q_index.shape[0], q_index.shape[1], topk), dtype=torch.int32)
 
 
