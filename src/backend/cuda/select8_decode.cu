@@ -203,8 +203,7 @@ __device__ __forceinline__ void scan_pages(Scan8Smem<COLUMNS> &sm, const unsigne
             if (i % CHUNK == 0) load_bounds<CHUNK>(p, s, i + page, bounds);
             mbarrier_wait(smem_u32(&sm.full[at.stage]), at.round);
             scan_page<COLUMNS>(sm, ring + at.stage * Page8::PAGE_BYTES, d);
-            __syncwarp();
-            if (lane == 0) mbarrier_arrive(smem_u32(&sm.empty[at.stage]));
+            mbarrier_arrive_warp(smem_u32(&sm.empty[at.stage]));
             at.advance(p.line.stages);
             pool_part<COLUMNS>(&sm.best[i / CHUNK % 2][i % CHUNK][warp * COLUMNS], d);
             if (i % CHUNK == CHUNK - 1 || i + 1 == s.n_pages)

@@ -209,8 +209,7 @@ __device__ __forceinline__ void score_pages(ScanSmem<DIM, COLUMNS, KEY_BYTES> &s
         }
         float d[COLUMNS / 2];
         score_page(sm, ring + at.stage * Config::PAGE_BYTES, d);
-        __syncwarp();
-        if (lane == 0) mbarrier_arrive(smem_u32(&sm.empty[at.stage]));
+        mbarrier_arrive_warp(smem_u32(&sm.empty[at.stage]));
         at.advance(p.stages);
         pool_page<COLUMNS>(sm.block_max[buffer], n++, d);
         expected = line + 1;

@@ -126,7 +126,7 @@ __device__ __forceinline__ ScanStart start_scan(Smem &sm, unsigned char *ring,
     if (threadIdx.x == SCAN_CONSUMERS) {
         for (int i = 0; i < p.stages; i++) {
             mbarrier_init(smem_u32(&sm.full[i]), 1);
-            mbarrier_init(smem_u32(&sm.empty[i]), SCAN_CONSUMERS / 32);
+            mbarrier_init(smem_u32(&sm.empty[i]), SCAN_CONSUMERS / 32 * WARP_ARRIVALS);
         }
         fence_mbarrier_init();
         prefetch_tensor_map(map);
@@ -164,8 +164,7 @@ __device__ __forceinline__ ScanStart start_scan(Smem &sm, unsigned char *ring,
 #pragma unroll 1
         for (int i = 0; i < n_guessed && !producer; i++) { /* whatever that was */
             mbarrier_wait(smem_u32(&sm.full[i]), 0);
-            __syncwarp();
-            if (lane == 0) mbarrier_arrive(smem_u32(&sm.empty[i]));
+            mbarrier_arrive_warp(smem_u32(&sm.empty[i]));
         }
     } else if (!producer) {
         at = {0, 0};
