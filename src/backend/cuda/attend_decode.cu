@@ -268,6 +268,7 @@ __global__ void __launch_bounds__(THREADS, 2)
     extern __shared__ unsigned char raw[];
     unsigned char *ring = align_shared(raw);
     Smem &sm = *(Smem *)(ring + p.ring * Config::TILE_BYTES);
+    if (p.orders) launch_dependents(); /* a scan may start where the one ahead ends */
     if (threadIdx.x == 0) {
 #pragma unroll 1
         for (int i = 0; i < p.ring; i++) mbarrier_init(smem_u32(&sm.full[i]), 1);
@@ -287,10 +288,10 @@ __global__ void __launch_bounds__(THREADS, 2)
     }
     cluster_sync_relaxed();
     __syncthreads();
-    /* Followers rely on it that what is older than this operator is complete; a scan waited. */
-    if (!p.orders) wait_prior_grid();
-    launch_dependents();
     if (!p.orders) {
+        /* Followers rely on it that what is older than this operator is complete; a scan waited. */
+        wait_prior_grid();
+        launch_dependents();
         if (threadIdx.x < 32) {
             find_blocks(sm, p, s);
         } else {

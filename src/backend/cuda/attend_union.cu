@@ -207,6 +207,21 @@ __device__ __forceinline__ void consumer(Smem<D, FP8> &sm, const attend_piece &p
         if (n_valid < TILE_KEYS) clear_values<D>(sm.v[n % V_STAGES], n_valid);
     };
     auto release = [&](uint64_t *empty) { mbarrier_arrive_warp(smem_u32(empty)); };
+    /* S becomes weights; a warp none of whose tokens selected the block has nothing to do. */
+    auto softmax = [&](Sight sight, bool selected) {
+        float2 factor = {1, 1};
+        if (selected) factor = softmax_tile(s, rows, sight.last0, sight.last1, p.scale_log2);
+        pin(s); /* in the same registers either way, else they spill */
+        return factor;
+    };
+    auto pack = [&](bool selected) {
+        if (selected) {
+            pack_weights(weights, s);
+        } else {
+#pragma unroll
+            for (int i = 0; i < 32; i++) weights[i] = 0;
+        }
+    };
     for (int n = 0, block = 0;; n++) {
         int slot = n % SLOTS;
         mbarrier_wait(smem_u32(&sm.q_full[slot][wg]), (n / SLOTS) & 1);
@@ -228,36 +243,26 @@ __device__ __forceinline__ void consumer(Smem<D, FP8> &sm, const attend_piece &p
             bool visit = (unsigned)entry.y & own;
             Sight sight = {entry.y >> token0 & 1 ? first + token0 : -1,
                            entry.y >> token1 & 1 ? first + token1 : -1};
+            bool selected = __any_sync(~0u, max(sight.last0, sight.last1) >= 0); /* by the warp */
             if (visit && pending) { /* the products of both blocks, softmax under the second */
                 multiply_keys<D>(s, queries, smem_u32(sm.k[stage]));
                 multiply_values(o, weights, smem_u32(sm.v[before]), 1);
                 wgmma_wait<1>();
                 pin(s);
                 release(&sm.k_empty[stage]);
-                /* A warp none of whose tokens selected the block has nothing to do but wait. */
-                bool selected = __any_sync(~0u, max(sight.last0, sight.last1) >= 0);
-                float2 factor = {1, 1};
-                if (selected)
-                    factor = softmax_tile(s, rows, sight.last0, sight.last1, p.scale_log2);
-                pin(s); /* in the same registers either way, else they spill */
+                float2 factor = softmax(sight, selected);
                 wgmma_wait<0>();
                 pin(o);
                 release(&sm.v_empty[before]);
                 rescale(o, factor);
-                if (selected) {
-                    pack_weights(weights, s);
-                } else {
-#pragma unroll
-                    for (int i = 0; i < 32; i++) weights[i] = 0;
-                }
+                pack(selected);
             } else if (visit) {
                 multiply_keys<D>(s, queries, smem_u32(sm.k[stage]));
                 wgmma_wait<0>();
                 pin(s);
                 release(&sm.k_empty[stage]);
-                float2 factor = softmax_tile(s, rows, sight.last0, sight.last1, p.scale_log2);
-                rescale(o, factor);
-                pack_weights(weights, s);
+                rescale(o, softmax(sight, selected));
+                pack(selected);
             } else {
                 release(&sm.k_empty[stage]);
                 if (pending) {

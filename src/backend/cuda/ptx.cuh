@@ -79,6 +79,19 @@ __device__ __forceinline__ void mbarrier_wait(uint32_t bar, int parity)
                  : "memory");
 }
 
+// Whether that phase has completed.
+__device__ __forceinline__ bool mbarrier_has_completed(uint32_t bar, int parity)
+{
+    int done;
+    asm volatile("{\n.reg .pred done;\n"
+                 "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+                 "selp.s32 %0, 1, 0, done;\n}"
+                 : "=r"(done)
+                 : "r"(bar), "r"(parity)
+                 : "memory");
+    return done != 0;
+}
+
 // ---- bulk copies --------------------------------------------------------------------------------
 
 __device__ __forceinline__ void tma_load_2d(uint32_t dst, const CUtensorMap *map, uint32_t bar,

@@ -115,28 +115,26 @@ __device__ __noinline__ void rank_one_by_one(RankSmem<THREADS> &sm, const unsign
     rank_kept<THREADS>(sm, n, n);
 }
 
-/* Adds a thread's numbers that reach the threshold to the list; number j is of block
- * mine + j THREADS. Few threads have any, and most of them one. */
+/* Adds a warp's numbers that reach the threshold to the list; number j of a thread is of block
+ * mine + j THREADS. All lanes together: the warp takes its places at once. */
 template <int THREADS, int N>
-__device__ __forceinline__ void keep_numbers(RankSmem<THREADS> &sm, unsigned (&held)[N], int mine,
-                                             unsigned threshold)
+__device__ __forceinline__ void keep_numbers(RankSmem<THREADS> &sm, const unsigned (&held)[N],
+                                             int mine, unsigned threshold)
 {
-    unsigned best = 0;
+    unsigned lane = threadIdx.x % 32, count = 0;
 #pragma unroll
-    for (int j = 0; j < N; j++) best = max(best, held[j]);
-    while (best >= threshold) { /* one number of each thread at a time */
-        int where = 0;
-        unsigned next = 0;
+    for (int j = 0; j < N; j++) count += held[j] >= threshold;
+    count = __reduce_add_sync(~0u, count);
+    if (count == 0) return;
+    int at = lane == 0 ? atomicAdd(&sm.n_kept, (int)count) : 0;
+    at = __shfl_sync(~0u, at, 0);
 #pragma unroll
-        for (int j = N - 1; j > 0; j--) where = held[j] == best ? j : where;
-#pragma unroll
-        for (int j = 0; j < N; j++) {
-            held[j] = j == where ? 0 : held[j];
-            next = max(next, held[j]);
-        }
-        int at = atomicAdd(&sm.n_kept, 1);
-        if (at < RANK_ROOM) sm.kept[at] = rank_key(best, mine + where * THREADS);
-        best = next;
+    for (int j = 0; j < N; j++) {
+        unsigned keepers = __ballot_sync(~0u, held[j] >= threshold);
+        int place = at + __popc(keepers & ((1u << lane) - 1));
+        if (held[j] >= threshold && place < RANK_ROOM)
+            sm.kept[place] = rank_key(held[j], mine + j * THREADS);
+        at += __popc(keepers);
     }
 }
 
@@ -172,15 +170,15 @@ __device__ __forceinline__ void rank_blocks(RankSmem<THREADS> &sm, const unsigne
 #pragma unroll 1
     for (int i = behind; i < end; i += THREADS) best = max(best, __ldcg(orders + i));
     unsigned threshold = find_threshold<THREADS>(sm, best, n);
-    if (best >= threshold) {
+    if (__any_sync(~0u, best >= threshold)) {
 #pragma unroll
         for (int i = 0; i < STEPS; i++)
             if (first + i * STEP * THREADS < end)
                 keep_numbers<THREADS>(sm, held[i], mine + i * STEP * THREADS, threshold);
 #pragma unroll 1
-        for (int i = behind; i < end; i += THREADS) {
-            unsigned one[1] = {__ldcg(orders + i)};
-            keep_numbers<THREADS>(sm, one, i, threshold);
+        for (int i = mine - own + 8192; i < end; i += THREADS) {
+            unsigned one[1] = {i + own < end ? __ldcg(orders + i + own) : 0};
+            keep_numbers<THREADS>(sm, one, i + own, threshold);
         }
     }
     __syncthreads();

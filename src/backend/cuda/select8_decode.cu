@@ -29,7 +29,7 @@ template <int COLUMNS> struct alignas(1024) Scan8Smem {
     unsigned char q[COLUMNS * DIM];          /* whole numbers, swizzled */
     float4 factors[2][COLUMNS];              /* scale and (Q4)'s two; of every other segment */
     int best[2][CHUNK][PARTS * COLUMNS + 1]; /* of every other chunk: [part][column] */
-    uint64_t full[STAGES], empty[STAGES];
+    uint64_t full[STAGES], empty[STAGES], waited;
     unsigned line[STAGES]; /* the producer's; here pages come in the order of the line */
     int n_guessed;
 };

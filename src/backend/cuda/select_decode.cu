@@ -30,7 +30,7 @@ template <int DIM, int COLUMNS, int KEY_BYTES> struct alignas(1024) ScanSmem {
     using Config = ScanConfig<DIM, COLUMNS, KEY_BYTES>;
     unsigned char q[DIM / 64][COLUMNS * 128];  /* 64 columns of the row's DIM each, swizzled */
     unsigned block_max[2][COLUMNS][CHUNK + 1]; /* score_order of the maxima; 0 between uses */
-    uint64_t full[MAX_STAGES], empty[MAX_STAGES];
+    uint64_t full[MAX_STAGES], empty[MAX_STAGES], waited;
     unsigned line[MAX_STAGES]; /* where the pages stand on the line; LINE_END: no more */
     int n_guessed;
 };
@@ -332,7 +332,7 @@ decode_select cuda_select_decode_line(const msa_context *ctx, const msa_select_a
     p.n_tokens = (int)q->shape[0], p.n_seqs = kv->n_seqs, p.n_groups = (int)q->shape[1];
     p.topk = args->topk, p.n_init = args->n_init, p.n_local = args->n_local;
     p.n_ctas = cuda_state(ctx)->n_sms;
-    p.n_ahead = args->settled ? AHEAD_PAGES : 0;
+    p.settled = args->settled;
     p.columns_log2 = columns_log2, p.groups_log2 = log2_ceil(p.n_groups);
     p.tokens_log2 = p.columns_log2 - p.groups_log2;
     p.key_scale = kv->k_index.dtype == MSA_DTYPE_F8_E4M3 ? kv->k_index_scale : 1.0f;

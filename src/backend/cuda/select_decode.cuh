@@ -27,7 +27,7 @@ typedef struct decode_select {
     int stages;   /* of its ring of pages */
     int counter;  /* of its tickets */
     int n_shared; /* at most so many pages of a CTA's part go by tickets */
-    int n_ahead;  /* at most so many pages of settled keys are loaded before the scan's wait */
+    int settled;
     /* Powers of two, so that nothing is divided: column = token of the tile << groups_log2 | group.
      */
     int columns_log2, groups_log2, tokens_log2;

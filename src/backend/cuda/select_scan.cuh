@@ -12,7 +12,6 @@
 #define LINE_END ~0u
 
 enum { SCAN_THREADS = 288, SCAN_CONSUMERS = 256 };
-enum { AHEAD_PAGES = 4 }; /* of settled keys, loaded before the scan's wait */
 
 /* ---- a CTA's pages -----------------------------------------------------------------------------
  */
@@ -80,12 +79,12 @@ __device__ __forceinline__ void load_first(Smem &sm, unsigned char *ring, const 
     __syncwarp();
 }
 
-/* How many of these, at most p.n_ahead, hold settled keys alone, where a chunk is the batch. */
+/* How many of these hold settled keys alone, where a chunk is the batch. */
 __device__ __forceinline__ int settled_pages(const decode_select &p, const ScanPart &part)
 {
     DecodeSequence s = part.chunk.mine;
     int n_settled = __shfl_sync(~0u, s.length - s.n_tokens, part.first.seq);
-    return min(p.n_ahead, n_settled / DECODE_BLOCK - part.first.block);
+    return p.settled ? n_settled / DECODE_BLOCK - part.first.block : 0;
 }
 
 /* Counters of tickets, each at 0 outside of the scan that has it. Scans take them in turn, so that
@@ -113,10 +112,10 @@ struct ScanStart {
  * or not, while lengths are on their way.
  *
  * What is read before the wait may be stale. Its pages are loaded all the same, and dropped if
- * lengths or page numbers turn out to be others. Pages of settled keys go before the wait: then all
- * that is older than the operator ahead is complete, since a kernel that lets its followers start
- * early was launched without that itself, has waited, or stands behind one of its operator that
- * has. */
+ * lengths or page numbers turn out to be others. Pages of settled keys are loaded while others
+ * wait: all that is older than the operator ahead is complete by now, since a kernel that lets its
+ * followers start early was launched without that itself, has waited, or stands behind one of its
+ * operator that has. One page at a time: what that operator still loads would queue behind more. */
 template <typename Smem, typename Meanwhile>
 __device__ __forceinline__ ScanStart start_scan(Smem &sm, unsigned char *ring,
                                                 const CUtensorMap *map, const decode_select &p,
@@ -128,6 +127,7 @@ __device__ __forceinline__ ScanStart start_scan(Smem &sm, unsigned char *ring,
             mbarrier_init(smem_u32(&sm.full[i]), 1);
             mbarrier_init(smem_u32(&sm.empty[i]), SCAN_CONSUMERS / 32 * WARP_ARRIVALS);
         }
+        mbarrier_init(smem_u32(&sm.waited), 1);
         fence_mbarrier_init();
         prefetch_tensor_map(map);
     }
@@ -141,10 +141,16 @@ __device__ __forceinline__ ScanStart start_scan(Smem &sm, unsigned char *ring,
     __syncthreads();
     int n_guessed = sm.n_guessed, n_ahead = 0;
     if (producer) {
-        n_ahead = min(n_guessed, settled_pages(p, part));
-        load_first(sm, ring, map, guess, 0, n_ahead, lane);
+        int n_settled = min(n_guessed, settled_pages(p, part));
+        for (bool over = false; n_ahead < n_settled && !over; n_ahead++) {
+            load_first(sm, ring, map, guess, n_ahead, n_ahead + 1, lane);
+            do {
+                over = mbarrier_has_completed(smem_u32(&sm.waited), 0);
+            } while (!over && !mbarrier_has_completed(smem_u32(&sm.full[n_ahead]), 0));
+        }
     }
     wait_prior_grid();
+    if (threadIdx.x == 0) mbarrier_arrive(smem_u32(&sm.waited));
     launch_dependents(); /* only now: what follows reads lengths before it waits for this grid */
     RawSequence now = load_raw(p, lane); /* small loads first: they would queue behind the pages */
     if (producer) {
