@@ -90,7 +90,7 @@ def test_interrupted_conversion_goes_on(folder, tmp_path, texts):  # noqa: F811
            and time.monotonic() < end):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    talk = process.communicate(timeout=60)[1].decode()
+    talk = process.communicate(timeout=300)[1].decode()
     if "does not have this operator" in talk:
         pytest.skip(talk)
     assert process.returncode == 130, talk
@@ -104,7 +104,7 @@ def test_interrupted_conversion_goes_on(folder, tmp_path, texts):  # noqa: F811
     while len((out / "training/log.jsonl").read_text()) <= len(log) and time.monotonic() < end:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    assert "going on from" in process.communicate(timeout=60)[1].decode()
+    assert "going on from" in process.communicate(timeout=300)[1].decode()
     assert (out / "training/log.jsonl").read_text().startswith(log)
 
 

@@ -68,7 +68,7 @@ def work(tmp_path_factory):
 def study(work, *words):
     command = [sys.executable, SOURCE / "scripts/study.py", "--msa", PROGRAM, "--work", work, "--device", "cpu"]
     command += ["--recipes", work / "recipes", "--results", work / "results", "--tokens", "10K", *words]
-    return subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=120)
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row != "msa-converted"])

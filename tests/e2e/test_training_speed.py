@@ -38,7 +38,7 @@ def test_a_small_table(tmp_path):
     command = [sys.executable, SOURCE / "scripts/training_speed.py", "--msa", PROGRAM, "--device", "cpu", "--recipes",
                tmp_path / "recipes", "--words", 5000, "--commit", "0123abc", "--csv", tmp_path / "out/rows.csv",
                "--page", tmp_path / "page.md"]
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
 
     rows = list(csv.DictReader((tmp_path / "out/rows.csv").read_text().splitlines()))
