@@ -33,7 +33,7 @@ static msa_status round_rows(msa_context *ctx, const msa_tensor *t, __nv_bfloat1
 typedef struct linear_layout {
     __nv_bfloat16 *rounded;
     float *parts;
-    void *library; /* cuBLASLt's */
+    void *cublaslt_workspace;
 } linear_layout;
 
 static int needs_rounding(const msa_linear_backward_args *args)
@@ -56,9 +56,9 @@ static size_t layout_of(const msa_context *ctx, const msa_linear_backward_args *
     layout->parts =
         (float *)msa__arena_take(&arena, (int64_t)(parts / sizeof(float)), sizeof(float));
     if (parts == 0) layout->parts = NULL;
-    size_t library = cublaslt_bytes(ctx, n, n_out,
-                                    args->dx.n_dims ? args->dx.shape[1] : args->d_weight.shape[1]);
-    layout->library = msa__arena_take(&arena, (int64_t)library, 1);
+    size_t bytes = cublaslt_bytes(ctx, n, n_out,
+                                  args->dx.n_dims ? args->dx.shape[1] : args->d_weight.shape[1]);
+    layout->cublaslt_workspace = msa__arena_take(&arena, (int64_t)bytes, 1);
     return arena.used;
 }
 
@@ -94,7 +94,7 @@ msa_status cuda_linear_backward(msa_context *ctx, const msa_linear_backward_args
         p.m = n;
         p.n = w->shape[1];
         p.k = n_out;
-        p.workspace = layout.library;
+        p.workspace = layout.cublaslt_workspace;
         MSA_TRY(gradient_multiply(ctx, "linear_backward", &p));
     }
     if (args->d_weight.data) {
@@ -110,7 +110,7 @@ msa_status cuda_linear_backward(msa_context *ctx, const msa_linear_backward_args
         p.n = x->shape[1];
         p.k = n;
         p.parts = layout.parts;
-        p.workspace = layout.library;
+        p.workspace = layout.cublaslt_workspace;
         MSA_TRY(gradient_multiply(ctx, "linear_backward", &p));
     }
     return MSA_OK;

@@ -34,7 +34,7 @@ typedef struct moe_gradient_layout {
     void *hidden, *d_gate, *d_up; /* [rows, I] */
     float *dx;                    /* [rows + tokens, H] */
     float *parts;                 /* of the shared expert's weight gradients */
-    void *library;                /* cuBLASLt's, for the shared expert */
+    void *cublaslt_workspace;     /* for the shared expert */
 } moe_gradient_layout;
 
 /* The rows of one pass: the experts' or the shared one's. */
@@ -216,8 +216,8 @@ static size_t layout_of(const msa_context *ctx, const msa_moe_backward_args *arg
     }
     at->parts = (float *)msa__arena_take(&arena, (int64_t)(parts / sizeof(float)), sizeof(float));
     if (parts == 0) at->parts = NULL;
-    size_t library = cublaslt_bytes(ctx, at->max_tokens, shared, n_in);
-    at->library = msa__arena_take(&arena, (int64_t)library, 1);
+    size_t bytes = cublaslt_bytes(ctx, at->max_tokens, shared, n_in);
+    at->cublaslt_workspace = msa__arena_take(&arena, (int64_t)bytes, 1);
     return arena.used;
 }
 
@@ -289,7 +289,7 @@ static msa_status multiply_rows(msa_context *ctx, const moe_pass *pass, const vo
     p.start = pass->start;
     p.n_groups = pass->n_groups;
     p.max_tiles = pass->max_tiles;
-    p.workspace = pass->at->library;
+    p.workspace = pass->at->cublaslt_workspace;
     return gradient_multiply(ctx, "moe_backward", &p);
 }
 
@@ -313,7 +313,7 @@ static msa_status add_weights(msa_context *ctx, const moe_pass *pass, const void
     p.n_groups = pass->n_groups;
     p.groups_cut_k = pass->start != NULL;
     p.parts = pass->at->parts;
-    p.workspace = pass->at->library;
+    p.workspace = pass->at->cublaslt_workspace;
     return gradient_multiply(ctx, "moe_backward", &p);
 }
 

@@ -176,7 +176,7 @@ __device__ __forceinline__ void rank_blocks(RankSmem<THREADS> &sm, const unsigne
             if (first + i * STEP * THREADS < end)
                 keep_numbers<THREADS>(sm, held[i], mine + i * STEP * THREADS, threshold);
 #pragma unroll 1
-        for (int i = mine - own + 8192; i < end; i += THREADS) {
+        for (int i = first + 8192; i < end; i += THREADS) {
             unsigned one[1] = {i + own < end ? __ldcg(orders + i + own) : 0};
             keep_numbers<THREADS>(sm, one, i + own, threshold);
         }

@@ -215,28 +215,6 @@ __device__ __forceinline__ unsigned *row_orders(const decode_select &p, const De
     return p.orders + ((int64_t)(s.first_token + token) * p.n_groups + group) * p.row_blocks;
 }
 
-/* ---- pages ------------------------------------------------------------------------------------
- */
-
-struct PageRow {
-    int row, page; /* coordinates of a block in the map of the index keys */
-};
-
-/* Packed keys are one page whose rows are the tokens of all sequences. */
-__device__ __forceinline__ PageRow page_row(const decode_select &p, int seq, int block)
-{
-    if (p.page_table) return {0, load_i32(p.page_table + seq * p.table_stride + block)};
-    return {load_i32(p.cu_k + seq) + block * DECODE_BLOCK, 0};
-}
-
-/* The first 32 pages of a segment, one per lane. */
-__device__ __forceinline__ PageRow first_pages(const decode_select &p, const DecodeSegment &s,
-                                               int lane)
-{
-    if (lane >= s.n_pages || (p.page_table && s.block + lane >= p.table_stride)) return {0, 0};
-    return page_row(p, s.seq, s.block + lane);
-}
-
 /* ---- maxima of a warp's keys --------------------------------------------------------------------
  */
 

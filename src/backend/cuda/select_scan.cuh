@@ -55,6 +55,25 @@ __device__ __forceinline__ bool is_made_of(const decode_select &p, const ScanPar
                                s.first_token == old.first_token);
 }
 
+struct PageRow {
+    int row, page; /* coordinates of a block in the map of the index keys */
+};
+
+/* Packed keys are one page whose rows are the tokens of all sequences. */
+__device__ __forceinline__ PageRow page_row(const decode_select &p, int seq, int block)
+{
+    if (p.page_table) return {0, load_i32(p.page_table + seq * p.table_stride + block)};
+    return {load_i32(p.cu_k + seq) + block * DECODE_BLOCK, 0};
+}
+
+/* The first 32 pages of a segment, one per lane. */
+__device__ __forceinline__ PageRow first_pages(const decode_select &p, const DecodeSegment &s,
+                                               int lane)
+{
+    if (lane >= s.n_pages || (p.page_table && s.block + lane >= p.table_stride)) return {0, 0};
+    return page_row(p, s.seq, s.block + lane);
+}
+
 /* ---- producer ---------------------------------------------------------------------------------
  */
 
@@ -79,7 +98,8 @@ __device__ __forceinline__ void load_first(Smem &sm, unsigned char *ring, const 
     __syncwarp();
 }
 
-/* How many of these hold settled keys alone, where a chunk is the batch. */
+/* Pages at the start of the first segment that hold settled keys alone, none if negative, perhaps
+ * more than it has. A batch of one chunk. */
 __device__ __forceinline__ int settled_pages(const decode_select &p, const ScanPart &part)
 {
     DecodeSequence s = part.chunk.mine;
