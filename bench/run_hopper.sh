@@ -11,7 +11,7 @@ commit=${3:-$(git rev-parse --short HEAD 2>/dev/null || echo unknown)}
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$out"
 status=0
-"$msa" bench attention --device cuda --budget 1 --commit "$commit" --out "$out/attention-hopper.csv" \
+"$msa" bench attention --device cuda --budget 25 --commit "$commit" --out "$out/attention-hopper.csv" \
     ${WHOLE_DENSE:+--whole-dense} || status=1
 if [ "${PEERS:-1}" != 0 ]; then
     echo

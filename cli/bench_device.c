@@ -74,7 +74,7 @@ static const char *what_name(int32_t what)
 static const char *verdict_of(double us, double target_us, char *text, size_t bytes)
 {
     if (target_us == 0) return "";
-    snprintf(text, bytes, us <= target_us ? "met" : "missed by %.0f%%", 100 * (us / target_us - 1));
+    snprintf(text, bytes, us <= target_us ? "met" : "missed by %.1f%%", 100 * (us / target_us - 1));
     return text;
 }
 
@@ -107,38 +107,45 @@ static void report(device_bench *b, const row *r, const device_times *t, double 
     fflush(b->csv);
 }
 
-/* Check, then time. 0 after a complaint. */
-static int measure(device_bench *b, const row *r, device_times *t)
+/* Check, then time, kinds of work on the row's shape. 0 after a complaint. */
+static int measure(device_bench *b, const row *r, const int32_t *what, int32_t n_kinds,
+                   device_times *t)
 {
     bench_stage *s = &b->stage;
-    const char *problem = r->what & RUN_INDEX8 ? s->no_index8 : NULL;
-    double budget = b->options->budget_seconds;
-    if (!problem && stage_rotations(s, &r->shape) < 1) problem = "longer than the pool";
+    const char *problem = stage_rotations(s, &r->shape) < 1 ? "longer than the pool" : NULL;
     if (!problem) problem = stage_set(s, &r->shape);
-    if (!problem) problem = device_check(s, &r->shape, r->what);
+    for (int32_t k = 0; k < n_kinds && !problem; k++) {
+        if (what[k] & RUN_INDEX8) problem = s->no_index8;
+        if (!problem) problem = device_check(s, &r->shape, what[k]);
+    }
     if (!problem) {
-        problem = r->shape.q_len <= 16 ? device_time_steps(s, &r->shape, r->what, budget, t)
-                                       : device_time_chunk(s, &r->shape, r->what, budget, t);
+        problem = device_time(s, &r->shape, what, n_kinds, b->options->budget_seconds, t);
     }
     if (!problem) return 1;
-    cli_complain("%s, %s: %s", r->name, what_name(r->what), problem);
+    cli_complain("%s, %s: %s", r->name, what_name(what[n_kinds - 1]), problem);
     b->n_failed++;
     return 0;
 }
 
-/* Our dense attention of the same shape, median; 0 when it failed. */
+/* Our dense attention of the row's shape: its line, and its median. */
+static double report_dense(device_bench *b, const row *of, const device_times *t)
+{
+    row dense = {of->name, of->shape, RUN_DENSE, OWN, 0, 0, 0, 0};
+    report(b, &dense, t, 0);
+    b->dense_of = of->shape;
+    return b->dense_us = device_quantile(t, 0.5);
+}
+
+/* The same, measured unless it was the last time; 0 when it failed. */
 static double measure_dense(device_bench *b, const row *of)
 {
     device_times t;
-    row dense = {of->name, of->shape, RUN_DENSE, OWN, 0, 0, 0, 0};
+    const int32_t dense = RUN_DENSE;
     if (b->dense_of.n_seqs == of->shape.n_seqs && b->dense_of.q_len == of->shape.q_len &&
         b->dense_of.kv_len == of->shape.kv_len) {
         return b->dense_us;
     }
-    if (!measure(b, &dense, &t)) return 0;
-    report(b, &dense, &t, 0);
-    b->dense_of = of->shape;
-    return b->dense_us = device_quantile(&t, 0.5);
+    return measure(b, of, &dense, 1, &t) ? report_dense(b, of, &t) : 0;
 }
 
 /* MSA is held against the faster dense attention: ours, or cuDNN's where it is known; 0: neither.
@@ -167,7 +174,7 @@ static void run_row(device_bench *b, const row *r)
         cli_print("  %.0f different blocks of 16 tokens\n", mean_union);
     }
     if ((r->what & RUN_MSA) == RUN_MSA) dense_us = faster(measure_dense(b, r), r->dense_us);
-    if (measure(b, r, &t)) report(b, r, &t, dense_us);
+    if (measure(b, r, &r->what, 1, &t)) report(b, r, &t, dense_us);
 }
 
 /* ---- cost against context -------------------------------------------------------------------- */
@@ -180,30 +187,27 @@ static void remember(device_bench *b, const row *r, double dense_us, double msa_
         b->chunk_end[b->n_chunks] = r->shape.kv_len;
         b->chunk_dense_us[b->n_chunks++] = dense_us;
     }
-    if (dense_us == 0 || msa_us == 0 || b->n_points == MAX_POINTS) return;
+    if (dense_us == 0 || b->n_points == MAX_POINTS) return;
     b->points[b->n_points++] =
         (bench_point){is_prefill, r->shape.kv_len, dense_us / n, msa_us / n, dense_us / msa_us};
 }
 
-/* One context; msa must never cost a tenth more than dense attention. */
+/* One context, dense and MSA in turns; MSA must never cost a tenth more than dense attention. */
 static void run_point(device_bench *b, int32_t q_len, int32_t kv_len)
 {
     char name[32];
-    device_times t;
+    device_times t[2];
+    const int32_t both[2] = {RUN_DENSE, RUN_MSA};
     snprintf(name, sizeof(name), "%s-at-%dK", q_len > 1 ? "chunk" : "step", kv_len >> 10);
     row msa = {name, {1, q_len, kv_len}, RUN_MSA, OWN, 0, 0, 0, 0};
-    double dense_us = 0, msa_us = 0;
-    if (q_len > 1 && b->n_chunks && 2e-6 * b->chunk_dense_us[b->n_chunks - 1] > MOST_SECONDS) {
-        cli_complain("%s, dense: left out, it would take seconds", name);
-    } else {
-        dense_us = measure_dense(b, &msa);
-    }
+    int32_t too_long =
+        q_len > 1 && b->n_chunks && 2e-6 * b->chunk_dense_us[b->n_chunks - 1] > MOST_SECONDS;
+    if (too_long) cli_complain("%s, dense: left out, it would take seconds", name);
+    if (!measure(b, &msa, both + too_long, 2 - too_long, t + too_long)) return;
+    double dense_us = too_long ? 0 : report_dense(b, &msa, &t[0]);
     msa.target_us = 1.1 * dense_us;
-    if (measure(b, &msa, &t)) {
-        msa_us = device_quantile(&t, 0.5);
-        report(b, &msa, &t, dense_us);
-    }
-    remember(b, &msa, dense_us, msa_us);
+    report(b, &msa, &t[1], dense_us);
+    remember(b, &msa, dense_us, device_quantile(&t[1], 0.5));
 }
 
 static void run_contexts(device_bench *b)
@@ -242,7 +246,7 @@ static double run_prompt(device_bench *b, int32_t what, double dense_us, double 
     r.target_us = must_divide > 0 ? dense_us / must_divide : 0;
     r.peer_us = n == 1 << 20 && !is_dense ? 2.6e6 : 0;
     if (!problem) problem = stage_set(&b->stage, &last);
-    if (!problem) problem = device_time_prompt(&b->stage, n, what, is_dense ? 1 : 3, &t);
+    if (!problem) problem = device_time_prompt(&b->stage, n, what, b->options->budget_seconds, &t);
     if (problem) {
         cli_complain("whole-prompt, %s: %s", what_name(what), problem);
         b->n_failed++;

@@ -4,7 +4,8 @@
 
 #include "bench_stage.h"
 
-#define DEVICE_MAX_REPS 64
+#define DEVICE_MAX_REPS  32
+#define DEVICE_MAX_KINDS 2
 
 typedef struct device_times {
     int32_t reps;
@@ -16,15 +17,14 @@ double device_quantile(const device_times *t, double fraction);
 /* Run batch 0 once and look at its results; after stage_set. NULL, or what is wrong. */
 const char *device_check(bench_stage *s, const stage_shape *shape, int32_t what);
 
-/* Time batches in turn, at least three times and until the budget is spent or 25 are measured;
- * after stage_set. A step is timed within a recording of many. NULL, or why not. */
-const char *device_time_chunk(bench_stage *s, const stage_shape *shape, int32_t what,
-                              double budget_seconds, device_times *t);
-const char *device_time_steps(bench_stage *s, const stage_shape *shape, int32_t what,
-                              double budget_seconds, device_times *t);
-/* A whole prompt, append included. Overwrites the pool's first sequence. */
-const char *device_time_prompt(bench_stage *s, int32_t n_tokens, int32_t what, int32_t reps,
-                               device_times *t);
+/* Time kinds of work (RUN_*), one to DEVICE_MAX_KINDS, after stage_set: each is recorded once, and
+ * the recordings are launched in turns, so that what is compared sees one state of the machine, at
+ * least three times each and until the budget is spent or each has 25. NULL, or why not. */
+const char *device_time(bench_stage *s, const stage_shape *shape, const int32_t *what,
+                        int32_t n_kinds, double budget_seconds, device_times *t);
+/* A whole prompt, append included, as often. Overwrites the pool's first sequence. */
+const char *device_time_prompt(bench_stage *s, int32_t n_tokens, int32_t what,
+                               double budget_seconds, device_times *t);
 
 /* Rows of block ids for a chunk, as a caller with its own selection would pass; to s->blocks.
  * Uniform ones, or clustered: the first, the newest two and thirteen that drift, three a token. The

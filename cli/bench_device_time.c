@@ -1,6 +1,6 @@
-/* Timing on a device by the host's clock. No call waits for the device inside a measured time but
- * the one that ends it: a prefill chunk is a few launches and one wait, decode is a recording of
- * many steps over different sequences, launched at once. */
+/* Timing on a device: recordings of many runs over different sequences, each launched at once and
+ * awaited once, several milliseconds long. Whole prompts upload lengths between chunks and are
+ * timed as they run. */
 #include "bench_device.h"
 
 #include "progress.h"
@@ -9,7 +9,7 @@
 
 #define MIN_REPS          3
 #define WANTED_REPS       25
-#define COLD_BYTES        3e8 /* that steps of one recording read: several times the largest cache */
+#define COLD_BYTES        3e8 /* that the runs of a recording read: several times the largest cache */
 #define LEAST_STEPS       16
 #define MOST_STEPS        128
 #define RECORDING_SECONDS 0.25
@@ -43,85 +43,90 @@ static double bytes_read(const stage_shape *shape, int32_t what)
     return bytes;
 }
 
-static msa_status record_steps(bench_stage *s, const stage_shape *shape, int32_t n_steps,
-                               int32_t what, msa_graph **graph)
-{
-    msa_status status = msa_graph_begin(s->ctx);
-    if (status != MSA_OK) return status;
-    for (int32_t i = 0; status == MSA_OK && i < n_steps; i++) {
-        status = stage_run(s, shape, i % stage_rotations(s, shape), what);
-    }
-    msa_status ended = msa_graph_end(s->ctx, status == MSA_OK ? graph : NULL);
-    return status == MSA_OK ? ended : status;
-}
+typedef struct recording {
+    msa_graph *graph;
+    int32_t n_runs;
+} recording;
 
-/* Enough steps to leave the caches, but no more than fit a recording of a quarter second. */
-static msa_status count_steps(bench_stage *s, const stage_shape *shape, int32_t what,
-                              int32_t *n_steps)
+/* Enough runs to leave the caches, but no more than fit a recording of a quarter second. */
+static msa_status count_runs(bench_stage *s, const stage_shape *shape, int32_t what,
+                             int32_t *n_runs)
 {
+    int32_t least = shape->q_len <= 16 ? LEAST_STEPS : 1;
     int32_t n = (int32_t)(COLD_BYTES / bytes_read(shape, what)) + 1;
-    n = n < LEAST_STEPS ? LEAST_STEPS : n > MOST_STEPS ? MOST_STEPS : n;
+    n = n < least ? least : n > MOST_STEPS ? MOST_STEPS : n;
     msa_status status = msa_context_synchronize(s->ctx);
     double start = cli_seconds();
     if (status == MSA_OK) status = stage_run(s, shape, 0, what);
     if (status == MSA_OK) status = msa_context_synchronize(s->ctx);
     double most = RECORDING_SECONDS / (cli_seconds() - start);
-    *n_steps = most < 1 ? 1 : most < n ? (int32_t)most : n;
+    *n_runs = most < 1 ? 1 : most < n ? (int32_t)most : n;
     return status;
 }
 
-const char *device_time_steps(bench_stage *s, const stage_shape *shape, int32_t what,
-                              double budget_seconds, device_times *t)
+static msa_status record(bench_stage *s, const stage_shape *shape, int32_t what, recording *r)
 {
-    msa_graph *graph = NULL;
-    int32_t n_steps = 1;
-    t->reps = 0;
-    msa_status status = count_steps(s, shape, what, &n_steps);
-    if (status == MSA_OK) status = record_steps(s, shape, n_steps, what, &graph);
-    if (status == MSA_OK) status = msa_graph_launch(s->ctx, graph);
-    double begin = cli_seconds();
-    while (status == MSA_OK && !is_done(t, begin, budget_seconds)) {
-        status = stage_draw_queries(s);
-        if (status == MSA_OK) status = msa_context_synchronize(s->ctx);
-        double start = cli_seconds();
-        if (status == MSA_OK) status = msa_graph_launch(s->ctx, graph);
-        if (status == MSA_OK) status = msa_context_synchronize(s->ctx);
-        t->us[t->reps++] = (cli_seconds() - start) * 1e6 / n_steps;
+    msa_status status = count_runs(s, shape, what, &r->n_runs);
+    if (status == MSA_OK) status = msa_graph_begin(s->ctx);
+    if (status != MSA_OK) return status;
+    for (int32_t i = 0; status == MSA_OK && i < r->n_runs; i++) {
+        status = stage_run(s, shape, i % stage_rotations(s, shape), what);
     }
-    msa_graph_destroy(s->ctx, graph);
+    msa_status ended = msa_graph_end(s->ctx, status == MSA_OK ? &r->graph : NULL);
+    if (status == MSA_OK) status = ended;
+    return status == MSA_OK ? msa_graph_launch(s->ctx, r->graph) : status;
+}
+
+static msa_status time_once(bench_stage *s, const recording *r, device_times *t)
+{
+    msa_status status = stage_draw_queries(s);
+    if (status == MSA_OK) status = msa_context_synchronize(s->ctx);
+    double start = cli_seconds();
+    if (status == MSA_OK) status = msa_graph_launch(s->ctx, r->graph);
+    if (status == MSA_OK) status = msa_context_synchronize(s->ctx);
+    t->us[t->reps++] = (cli_seconds() - start) * 1e6 / r->n_runs;
+    return status;
+}
+
+static void sort_times(device_times *t)
+{
     qsort(t->us, (size_t)t->reps, sizeof(*t->us), ascending);
+}
+
+const char *device_time(bench_stage *s, const stage_shape *shape, const int32_t *what,
+                        int32_t n_kinds, double budget_seconds, device_times *t)
+{
+    recording recordings[DEVICE_MAX_KINDS] = {{0}};
+    msa_status status = MSA_OK;
+    for (int32_t k = 0; k < n_kinds; k++) {
+        t[k].reps = 0;
+        if (status == MSA_OK) status = record(s, shape, what[k], &recordings[k]);
+    }
+    double begin = cli_seconds();
+    while (status == MSA_OK && !is_done(&t[n_kinds - 1], begin, budget_seconds)) {
+        for (int32_t k = 0; status == MSA_OK && k < n_kinds; k++) {
+            status = time_once(s, &recordings[k], &t[k]);
+        }
+    }
+    for (int32_t k = 0; k < n_kinds; k++) {
+        msa_graph_destroy(s->ctx, recordings[k].graph);
+        sort_times(&t[k]);
+    }
     return status == MSA_OK ? NULL : msa_last_error();
 }
 
-const char *device_time_chunk(bench_stage *s, const stage_shape *shape, int32_t what,
-                              double budget_seconds, device_times *t)
+const char *device_time_prompt(bench_stage *s, int32_t n_tokens, int32_t what,
+                               double budget_seconds, device_times *t)
 {
     t->reps = 0;
-    msa_status status = stage_run(s, shape, 0, what);
-    double begin = cli_seconds();
-    while (status == MSA_OK && !is_done(t, begin, budget_seconds)) {
-        status = stage_draw_queries(s);
-        if (status == MSA_OK) status = msa_context_synchronize(s->ctx);
-        double start = cli_seconds();
-        int32_t r = (t->reps + 1) % stage_rotations(s, shape);
-        if (status == MSA_OK) status = stage_run(s, shape, r, what);
-        if (status == MSA_OK) status = msa_context_synchronize(s->ctx);
-        t->us[t->reps++] = (cli_seconds() - start) * 1e6;
-    }
-    qsort(t->us, (size_t)t->reps, sizeof(*t->us), ascending);
-    return status == MSA_OK ? NULL : msa_last_error();
-}
-
-const char *device_time_prompt(bench_stage *s, int32_t n_tokens, int32_t what, int32_t reps,
-                               device_times *t)
-{
     msa_status status = msa_context_synchronize(s->ctx);
-    for (t->reps = 0; status == MSA_OK && t->reps < reps; t->reps++) {
+    double begin = cli_seconds();
+    while (status == MSA_OK && !is_done(t, begin, budget_seconds)) {
         double start = cli_seconds();
         status = stage_run_prompt(s, n_tokens, what);
         if (status == MSA_OK) status = msa_context_synchronize(s->ctx);
-        t->us[t->reps] = (cli_seconds() - start) * 1e6;
+        t->us[t->reps++] = (cli_seconds() - start) * 1e6;
     }
-    qsort(t->us, (size_t)t->reps, sizeof(*t->us), ascending);
+    sort_times(t);
     return status == MSA_OK ? NULL : msa_last_error();
 }

@@ -310,7 +310,8 @@ static const cli_option options[] = {
      "Written into the commit column of the CSV."},
     CLI_DEVICE_ROW(offsetof(bench_options, device)),
     {CLI_FLAG, 0, "whole-dense", NULL, offsetof(bench_options, whole_dense), NULL, 0, 0,
-     "On a GPU: run dense attention over the whole prompt (half a minute at 1M) instead of summing "
+     "On a GPU: run dense attention over the whole prompt (half a minute each time at 1M) instead "
+     "of summing "
      "its measured chunks."},
     {CLI_FLAG, 0, "in-order", NULL, offsetof(bench_options, in_order), NULL, 0, 0,
      "On a GPU: a sequence's pages follow each other in memory, as an empty cache hands them out; "
