@@ -29,9 +29,9 @@ template <int DIM, int COLUMNS, int KEY_BYTES> struct alignas(1024) ScanSmem {
     using Config = ScanConfig<DIM, COLUMNS, KEY_BYTES>;
     unsigned char q[DIM / 64][COLUMNS * 128];  /* 64 columns of the row's DIM each, swizzled */
     unsigned block_max[2][COLUMNS][CHUNK + 1]; /* score_order of the maxima; 0 between uses */
-    uint64_t full[MAX_STAGES], empty[MAX_STAGES], waited;
+    uint64_t full[MAX_STAGES], empty[MAX_STAGES], waited, checked;
     unsigned line[MAX_STAGES]; /* where the pages stand on the line; LINE_END: no more */
-    int n_guessed;
+    int n_guessed, current;
 };
 
 /* 128-byte swizzle of the copy engine: 16-byte chunks change places within groups of 8 lines. */
@@ -186,21 +186,27 @@ __device__ __forceinline__ void store_chunk(ScanSmem<DIM, COLUMNS, KEY_BYTES> &s
 }
 
 /* Scores pages as they come, the warpgroups in turns: the stages of the ring, an even number,
- * belong to one and the other. If the start was right, the queries of part.first are there. */
+ * belong to one and the other. Pages of the guess are scored before it is known to be right. */
 template <int DIM, int COLUMNS, int KEY_BYTES>
 __device__ __forceinline__ void score_pages(ScanSmem<DIM, COLUMNS, KEY_BYTES> &sm,
                                             const unsigned char *ring, const decode_select &p,
-                                            ScanPart &part, const ScanStart &start)
+                                            ScanPart &part)
 {
     using Config = ScanConfig<DIM, COLUMNS, KEY_BYTES>;
-    int lane = threadIdx.x & 31, warpgroup = threadIdx.x / 128;
+    int lane = threadIdx.x & 31, warpgroup = threadIdx.x / 128, n_guessed = sm.n_guessed;
     int n = 0, buffer = 0; /* pages pooled in block_max[buffer] */
     DecodeSegment s = part.first;
-    RingPlace at = start.at;
-    int item = -1;
-    unsigned expected = LINE_END, item_end = 0; /* the next page of the item that s is of */
-    if (start.current && s.n_pages) item = s.item, expected = s.line, item_end = part.at;
-    for (;;) {
+    RingPlace at = {0, 0};
+    int item = s.n_pages ? s.item : -1;             /* whose queries are there */
+    unsigned expected = s.line, item_end = part.at; /* the next page, if it is of the same item */
+    wait_for_prior(sm);
+    load_queries(sm, p, s);
+    named_barrier_sync(1, SCAN_CONSUMERS);
+    for (int seen = 0;; seen++) {
+        if (seen == n_guessed && !confirm_part(sm, p, part)) {
+            store_chunk(sm, p, s, 0, 0, buffer); /* clears it */
+            n = 0, item = -1, expected = LINE_END;
+        }
         mbarrier_wait(smem_u32(&sm.full[at.stage]), at.round);
         unsigned line = sm.line[at.stage];
         bool follows = line == expected && line < item_end;
@@ -245,11 +251,12 @@ __global__ void __launch_bounds__(SCAN_THREADS, 1)
     for (int i = threadIdx.x; i < 2 * COLUMNS * (CHUNK + 1); i += SCAN_THREADS)
         sm.block_max[0][0][i] = 0;
     ScanPart part;
-    ScanStart start = start_scan(sm, ring, &map, p, part, [&] { load_queries(sm, p, part.first); });
+    PageRow guess = guess_part(sm, &map, p, part);
     if (threadIdx.x >= SCAN_CONSUMERS) {
+        StreamStart start = start_stream(sm, ring, &map, p, part, guess);
         stream_scan(sm, ring, &map, p, part, start);
     } else {
-        score_pages(sm, ring, p, part, start);
+        score_pages(sm, ring, p, part);
     }
 }
 
