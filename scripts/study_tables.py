@@ -141,6 +141,18 @@ def cost_table(results, rows):
     return table(results, rows, columns)
 
 
+def blocks_table(results, rows):
+    """Block sizes at the shortest length, task by task: rows of one build, which need not be that of the others."""
+    n = lengths()[0]
+    columns = [("validation loss, 32K", "{:.3f}", lambda one: validation(one, "32K")),
+               (f"tasks, {name_length(n)}", "{:.1f}", lambda one: accuracy(one, n))]
+    columns += [(task, "{:.0f}", lambda one, task=task: accuracy(one, n, [task]))
+                for task in recipes.read_questions()["tasks"]]
+    columns += [(f"{key.replace('_', ' ')}, {name_length(n)}", "{:.3f}",
+                 lambda one, key=key: of_task(one, "recall", n, key)) for key in ("score_recall", "captured_mass")]
+    return table(results, rows, [*columns, ("training, s", "{:.0f}", lambda one: one["seconds"], least)])
+
+
 # ---- docs/claims.md ----------------------------------------------------------------------------------------
 
 
@@ -241,6 +253,8 @@ def write(folder, docs):
               "tasks": task_tables(results, main), "position": position_table(results, main),
               "recall": recall_table(results, [row for row in results if recipes.selects(row)]),
               "cost": cost_table(results, main), "ablations": quality_table(changed, list(changed))}
+    if blocks := read_results(folder / "blocks"):
+        tables["blocks"] = blocks_table(blocks, list(blocks))
     put(docs / "quality.md", tables, "\n")
     put(docs.parent / "README.md", {"study": tables["main"]}, "\n")
     put(docs / "claims.md", claim_cells(results), "")
