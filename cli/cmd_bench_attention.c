@@ -303,7 +303,7 @@ static const cli_option options[] = {
     {CLI_COUNT, 0, "max-context", "N", offsetof(bench_options, max_context), "1M", 1024, 1 << 30,
      "Leave out the sweep's cases beyond this context."},
     {CLI_NUMBER, 0, "budget", "SECONDS", offsetof(bench_options, budget_seconds), "5", 0, 3600,
-     "Time for the repetitions of a case (at least 3 run, at most 200)."},
+     "Time for the repetitions of a case (at least 3 run, at most 200, or 25 on a GPU)."},
     {CLI_COUNT, 0, "seed", "N", offsetof(bench_options, seed), "1", 0, INT32_MAX,
      "Seed of the random inputs."},
     {CLI_TEXT, 0, "commit", "TEXT", offsetof(bench_options, commit), "unknown", 0, 0,
@@ -311,8 +311,7 @@ static const cli_option options[] = {
     CLI_DEVICE_ROW(offsetof(bench_options, device)),
     {CLI_FLAG, 0, "whole-dense", NULL, offsetof(bench_options, whole_dense), NULL, 0, 0,
      "On a GPU: run dense attention over the whole prompt (half a minute each time at 1M) instead "
-     "of summing "
-     "its measured chunks."},
+     "of summing its measured chunks."},
     {CLI_FLAG, 0, "in-order", NULL, offsetof(bench_options, in_order), NULL, 0, 0,
      "On a GPU: a sequence's pages follow each other in memory, as an empty cache hands them out; "
      "else they are scattered over a pool of sixteen longest contexts."},
