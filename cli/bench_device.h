@@ -4,7 +4,7 @@
 
 #include "bench_stage.h"
 
-#define DEVICE_MAX_REPS  32
+#define DEVICE_MAX_REPS  25
 #define DEVICE_MAX_KINDS 2
 
 typedef struct device_times {
@@ -19,7 +19,8 @@ const char *device_check(bench_stage *s, const stage_shape *shape, int32_t what)
 
 /* Time kinds of work (RUN_*), one to DEVICE_MAX_KINDS, after stage_set: each is recorded once, and
  * the recordings are launched in turns, so that what is compared sees one state of the machine, at
- * least three times each and until the budget is spent or each has 25. NULL, or why not. */
+ * least three times each and until the budget is spent or each has DEVICE_MAX_REPS. NULL, or why
+ * not. */
 const char *device_time(bench_stage *s, const stage_shape *shape, const int32_t *what,
                         int32_t n_kinds, double budget_seconds, device_times *t);
 /* A whole prompt, append included, as often. Overwrites the pool's first sequence. */

@@ -8,7 +8,6 @@
 #include <stdlib.h>
 
 #define MIN_REPS          3
-#define WANTED_REPS       25
 #define COLD_BYTES        3e8 /* that the runs of a recording read: several times the largest cache */
 #define LEAST_STEPS       16
 #define MOST_STEPS        128
@@ -28,7 +27,7 @@ double device_quantile(const device_times *t, double fraction)
 static int is_done(const device_times *t, double begin, double budget_seconds)
 {
     if (t->reps < MIN_REPS) return 0;
-    return t->reps == WANTED_REPS || cli_seconds() - begin > budget_seconds;
+    return t->reps == DEVICE_MAX_REPS || cli_seconds() - begin > budget_seconds;
 }
 
 /* Bytes that one batch reads at least. */
