@@ -29,9 +29,9 @@ template <int COLUMNS> struct alignas(1024) Scan8Smem {
     unsigned char q[COLUMNS * DIM];          /* whole numbers, swizzled */
     float4 factors[2][COLUMNS];              /* scale and (Q4)'s two; of every other segment */
     int best[2][CHUNK][PARTS * COLUMNS + 1]; /* of every other chunk: [part][column] */
-    uint64_t full[STAGES], empty[STAGES], waited;
+    uint64_t full[STAGES], empty[STAGES], waited, checked;
     unsigned line[STAGES]; /* the producer's; here pages come in the order of the line */
-    int n_guessed;
+    int n_guessed, current;
 };
 
 /* ---- queries -------------------------------------------------------------------------------- */
@@ -188,6 +188,20 @@ __device__ __forceinline__ void store_chunk(Scan8Smem<COLUMNS> &sm, const decode
 
 /* ---- kernel --------------------------------------------------------------------------------- */
 
+/* Consumers: the pages of a wrong guess. Returns the place behind them. */
+template <int COLUMNS>
+__device__ __forceinline__ RingPlace drop_pages(Scan8Smem<COLUMNS> &sm, const decode_select &p)
+{
+    RingPlace at = {0, 0};
+#pragma unroll 1
+    for (int i = 0; i < sm.n_guessed; i++) {
+        mbarrier_wait(smem_u32(&sm.full[at.stage]), at.round);
+        mbarrier_arrive_warp(smem_u32(&sm.empty[at.stage]));
+        at.advance(p.stages);
+    }
+    return at;
+}
+
 template <int COLUMNS>
 __device__ __forceinline__ void scan_pages(Scan8Smem<COLUMNS> &sm, const unsigned char *ring,
                                            const decode8 &p, ScanPart &part, RingPlace at)
@@ -223,11 +237,15 @@ __global__ void __launch_bounds__(SCAN_THREADS, 3)
     unsigned char *ring = align_shared(raw);
     Scan8Smem<COLUMNS> &sm = *(Scan8Smem<COLUMNS> *)(ring + p.line.stages * Page8::PAGE_BYTES);
     ScanPart part;
-    ScanStart start = start_scan(sm, ring, &map, p.line, part, [] {});
+    PageRow guess = guess_part(sm, &map, p.line, part);
     if (threadIdx.x >= SCAN_CONSUMERS) {
+        StreamStart start = start_stream(sm, ring, &map, p.line, part, guess);
         stream_scan(sm, ring, &map, p.line, part, start);
     } else {
-        scan_pages<COLUMNS>(sm, ring, p, part, start.at);
+        wait_for_prior(sm);
+        RingPlace at = {0, 0};
+        if (!confirm_part(sm, p.line, part)) at = drop_pages(sm, p.line);
+        scan_pages<COLUMNS>(sm, ring, p, part, at);
     }
 }
 

@@ -3,10 +3,9 @@
  * best.
  *
  * A scan has one CTA per SM, see select_scan.cuh for its part. A producer warp loads pages into a
- * ring and says where on the line they stand; two warpgroups take the lower and the upper 64 keys
- * of every page: S^T = K Q^T by wgmma, keys are the rows, the tile's queries the columns. Block
- * maxima meet in shared memory; every 32 pages they go to memory, 4 bytes a page and column. Token
- * scores never leave the SM.
+ * ring and says where on the line they stand; two warpgroups take the pages in turns: S^T = K Q^T
+ * by wgmma, keys are the rows, the tile's queries the columns. Block maxima meet in shared memory;
+ * every 32 pages they go to memory, 4 bytes a page and column. Token scores never leave the SM.
  *
  * Blocks that have to be ranked are complete and visible to every row they count for (they lie
  * before the row's local block), so no score is masked. docs/kernels/decode.md tells the rest.
@@ -30,9 +29,9 @@ template <int DIM, int COLUMNS, int KEY_BYTES> struct alignas(1024) ScanSmem {
     using Config = ScanConfig<DIM, COLUMNS, KEY_BYTES>;
     unsigned char q[DIM / 64][COLUMNS * 128];  /* 64 columns of the row's DIM each, swizzled */
     unsigned block_max[2][COLUMNS][CHUNK + 1]; /* score_order of the maxima; 0 between uses */
-    uint64_t full[MAX_STAGES], empty[MAX_STAGES], waited;
+    uint64_t full[MAX_STAGES], empty[MAX_STAGES], waited, checked;
     unsigned line[MAX_STAGES]; /* where the pages stand on the line; LINE_END: no more */
-    int n_guessed;
+    int n_guessed, current;
 };
 
 /* 128-byte swizzle of the copy engine: 16-byte chunks change places within groups of 8 lines. */
@@ -94,51 +93,60 @@ __device__ __forceinline__ uint32_t bf16_of_e4m3(uint32_t two)
     return pack_bf16(f.x, f.y);
 }
 
-/* Raw scores of 64 keys of a page: element 4i + j of d is key lane/4 + 8 (j/2) of the warp's 16 and
- * column 8i + 2 (lane%4) + j%2. Always in steps of 16 ascending, as in prefill. */
+/* Raw scores of a page's keys: element 4i + j of d[half] is key 64 half + lane/4 + 8 (j/2) of the
+ * warp's 16 there and column 8i + 2 (lane%4) + j%2. Always in steps of 16 ascending, as in prefill.
+ */
 template <int DIM, int COLUMNS, int KEY_BYTES>
 __device__ __forceinline__ void score_page(ScanSmem<DIM, COLUMNS, KEY_BYTES> &sm,
-                                           const unsigned char *page, float (&d)[COLUMNS / 2])
+                                           const unsigned char *page, float (&d)[2][COLUMNS / 2])
 {
     using Config = ScanConfig<DIM, COLUMNS, KEY_BYTES>;
     uint64_t q = wgmma_desc(smem_u32(sm.q[0]), 16, 1024);
-    int half = threadIdx.x / 128;
     if constexpr (KEY_BYTES == 2) {
-        uint64_t k = wgmma_desc(smem_u32(page) + half * 64 * 128, 16, 1024);
+        uint64_t k = wgmma_desc(smem_u32(page), 16, 1024);
         wgmma_fence();
-#pragma unroll
-        for (int j = 0; j < Config::K_STEPS; j++) {
-            multiply_ss(d, k + (j / 4) * (DECODE_BLOCK * 128 >> 4) + (j % 4) * 2,
-                        q + (j / 4) * (COLUMNS * 128 >> 4) + (j % 4) * 2, j > 0);
-        }
-    } else {
-        int row = threadIdx.x / 32 * 16 + (threadIdx.x & 31) / 4;
-        uint32_t a[Config::K_STEPS][4];
 #pragma unroll
         for (int j = 0; j < Config::K_STEPS; j++)
 #pragma unroll
-            for (int r = 0; r < 2; r++) {
-                uint32_t at = (row + 8 * r) * Config::ROW_BYTES + j * 16 + (threadIdx.x % 4) * 4;
-                if (Config::ROW_BYTES == 128) at = swizzle128(at);
-                uint32_t x = *(const uint32_t *)(page + at);
-                a[j][r] = bf16_of_e4m3(x & 0xffff);
-                a[j][r + 2] = bf16_of_e4m3(x >> 16);
-            }
-        wgmma_fence();
+            for (int half = 0; half < 2; half++)
+                multiply_ss(d[half],
+                            k + (j / 4) * (DECODE_BLOCK * 128 >> 4) + half * (64 * 128 >> 4) +
+                                (j % 4) * 2,
+                            q + (j / 4) * (COLUMNS * 128 >> 4) + (j % 4) * 2, j > 0);
+        wgmma_commit();
+    } else {
 #pragma unroll
-        for (int j = 0; j < Config::K_STEPS; j++) {
-            multiply_rs(d, a[j], q + (j / 4) * (COLUMNS * 128 >> 4) + (j % 4) * 2, j > 0);
+        for (int half = 0; half < 2; half++) {
+            int row = half * 64 + threadIdx.x % 128 / 32 * 16 + (threadIdx.x & 31) / 4;
+            uint32_t a[Config::K_STEPS][4];
+#pragma unroll
+            for (int j = 0; j < Config::K_STEPS; j++)
+#pragma unroll
+                for (int r = 0; r < 2; r++) {
+                    uint32_t at =
+                        (row + 8 * r) * Config::ROW_BYTES + j * 16 + (threadIdx.x % 4) * 4;
+                    if (Config::ROW_BYTES == 128) at = swizzle128(at);
+                    uint32_t x = *(const uint32_t *)(page + at);
+                    a[j][r] = bf16_of_e4m3(x & 0xffff);
+                    a[j][r + 2] = bf16_of_e4m3(x >> 16);
+                }
+            wgmma_fence();
+#pragma unroll
+            for (int j = 0; j < Config::K_STEPS; j++) {
+                multiply_rs(d[half], a[j], q + (j / 4) * (COLUMNS * 128 >> 4) + (j % 4) * 2, j > 0);
+            }
+            wgmma_commit();
         }
     }
-    wgmma_commit();
     wgmma_wait<0>();
-    pin(d);
+    pin(d[0]);
+    pin(d[1]);
 }
 
-/* Maximum over the warp's 16 keys of every column, into the page's maxima, (M6). NaN is ignored. */
+/* Maximum over the warp's 32 keys of every column, into the page's maxima, (M6). NaN is ignored. */
 template <int COLUMNS>
 __device__ __forceinline__ void pool_page(unsigned (&block_max)[COLUMNS][CHUNK + 1], int page,
-                                          const float (&d)[COLUMNS / 2])
+                                          const float (&d)[2][COLUMNS / 2])
 {
     constexpr int TILES = COLUMNS / 8;
     int lane = threadIdx.x & 31;
@@ -146,7 +154,8 @@ __device__ __forceinline__ void pool_page(unsigned (&block_max)[COLUMNS][CHUNK +
 #pragma unroll
     for (int i = 0; i < 2 * TILES; i++) {
         int at = i / 2 * 4 + i % 2;
-        m[i] = fmaxf(fmaxf(d[at], d[at + 2]), -INFINITY);
+        float lower = fmaxf(d[0][at], d[0][at + 2]), upper = fmaxf(d[1][at], d[1][at + 2]);
+        m[i] = fmaxf(fmaxf(lower, upper), -INFINITY);
     }
     int tile = fold_columns<TILES>(m, lane, fold_floats());
     if (TILES == 8 || lane < 4) {
@@ -176,19 +185,28 @@ __device__ __forceinline__ void store_chunk(ScanSmem<DIM, COLUMNS, KEY_BYTES> &s
     }
 }
 
-/* Scores pages as they come. If the start was right, the queries of part.first are there. */
+/* Scores pages as they come, the warpgroups in turns: the stages of the ring, an even number,
+ * belong to one and the other. Pages of the guess are scored before it is known to be right. */
 template <int DIM, int COLUMNS, int KEY_BYTES>
 __device__ __forceinline__ void score_pages(ScanSmem<DIM, COLUMNS, KEY_BYTES> &sm,
                                             const unsigned char *ring, const decode_select &p,
-                                            ScanPart &part, const ScanStart &start)
+                                            ScanPart &part)
 {
     using Config = ScanConfig<DIM, COLUMNS, KEY_BYTES>;
-    int lane = threadIdx.x & 31, n = 0, buffer = 0; /* pages pooled in block_max[buffer] */
-    int item = start.current && part.first.n_pages ? part.first.item : -1;
-    RingPlace at = start.at;
-    unsigned expected = LINE_END, item_end = 0;
+    int lane = threadIdx.x & 31, warpgroup = threadIdx.x / 128, n_guessed = sm.n_guessed;
+    int n = 0, buffer = 0; /* pages pooled in block_max[buffer] */
     DecodeSegment s = part.first;
-    for (;;) {
+    RingPlace at = {0, 0};
+    int item = s.n_pages ? s.item : -1;             /* whose queries are there */
+    unsigned expected = s.line, item_end = part.at; /* the next page, if it is of the same item */
+    wait_for_prior(sm);
+    load_queries(sm, p, s);
+    named_barrier_sync(1, SCAN_CONSUMERS);
+    for (int seen = 0;; seen++) {
+        if (seen == n_guessed && !confirm_part(sm, p, part)) {
+            store_chunk(sm, p, s, 0, 0, buffer); /* clears it */
+            n = 0, item = -1, expected = LINE_END;
+        }
         mbarrier_wait(smem_u32(&sm.full[at.stage]), at.round);
         unsigned line = sm.line[at.stage];
         bool follows = line == expected && line < item_end;
@@ -207,11 +225,16 @@ __device__ __forceinline__ void score_pages(ScanSmem<DIM, COLUMNS, KEY_BYTES> &s
                 item = s.item;
             }
         }
-        float d[COLUMNS / 2];
-        score_page(sm, ring + at.stage * Config::PAGE_BYTES, d);
-        mbarrier_arrive_warp(smem_u32(&sm.empty[at.stage]));
+        if (at.stage % 2 == warpgroup) {
+            float d[2][COLUMNS / 2];
+            score_page(sm, ring + at.stage * Config::PAGE_BYTES, d);
+            mbarrier_arrive_warp(smem_u32(&sm.empty[at.stage]));
+            pool_page<COLUMNS>(sm.block_max[buffer], n, d);
+        } else {
+            mbarrier_arrive_warp(smem_u32(&sm.empty[at.stage]));
+        }
         at.advance(p.stages);
-        pool_page<COLUMNS>(sm.block_max[buffer], n++, d);
+        n++;
         expected = line + 1;
     }
 }
@@ -228,11 +251,12 @@ __global__ void __launch_bounds__(SCAN_THREADS, 1)
     for (int i = threadIdx.x; i < 2 * COLUMNS * (CHUNK + 1); i += SCAN_THREADS)
         sm.block_max[0][0][i] = 0;
     ScanPart part;
-    ScanStart start = start_scan(sm, ring, &map, p, part, [&] { load_queries(sm, p, part.first); });
+    PageRow guess = guess_part(sm, &map, p, part);
     if (threadIdx.x >= SCAN_CONSUMERS) {
+        StreamStart start = start_stream(sm, ring, &map, p, part, guess);
         stream_scan(sm, ring, &map, p, part, start);
     } else {
-        score_pages(sm, ring, p, part, start);
+        score_pages(sm, ring, p, part);
     }
 }
 

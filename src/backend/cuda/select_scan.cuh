@@ -98,6 +98,19 @@ __device__ __forceinline__ void load_first(Smem &sm, unsigned char *ring, const 
     __syncwarp();
 }
 
+/* The 32 KB behind the first n pages of the first segment into the L2. */
+template <typename Smem>
+__device__ __forceinline__ void prefetch_pages(Smem &sm, const CUtensorMap *map, PageRow page,
+                                               int n, int n_pages, int lane)
+{
+    using Config = typename Smem::Config;
+    if (n <= lane && lane < min(n_pages, n + 32768 / Config::PAGE_BYTES)) {
+        for (int box = 0; box < Config::ROW_BYTES / Config::BOX_BYTES; box++)
+            tma_prefetch_3d(map, box * 64, page.row, page.page);
+    }
+    __syncwarp();
+}
+
 /* Pages at the start of the first segment that hold settled keys alone, none if negative, perhaps
  * more than it has. A batch of one chunk. */
 __device__ __forceinline__ int settled_pages(const decode_select &p, const ScanPart &part)
@@ -120,82 +133,99 @@ __device__ __forceinline__ unsigned take_ticket(const decode_select &p, unsigned
     return atomicInc(ticket_counters + p.counter * COUNTER_STRIDE, n + p.n_ctas - 1);
 }
 
-/* Where a warp goes on once the part is known. */
-struct ScanStart {
-    bool current;  /* the guess was right */
-    RingPlace at;  /* of the warp's next page */
-    PageRow pages; /* the part's first 32; of the producer, as n_loaded is */
-    int n_loaded;  /* of them on their way into the ring */
-};
-
-/* The part, and its first pages into the ring. `meanwhile`: what consumers do for part.first, right
- * or not, while lengths are on their way.
+/* ---- start -------------------------------------------------------------------------------------
  *
- * What is read before the wait may be stale. Its pages are loaded all the same, and dropped if
- * lengths or page numbers turn out to be others. Pages of settled keys are loaded while others
- * wait: all that is older than the operator ahead is complete by now, since a kernel that lets its
- * followers start early was launched without that itself, has waited, or stands behind one of its
- * operator that has. One page at a time: what that operator still loads would queue behind more. */
-template <typename Smem, typename Meanwhile>
-__device__ __forceinline__ ScanStart start_scan(Smem &sm, unsigned char *ring,
-                                                const CUtensorMap *map, const decode_select &p,
-                                                ScanPart &part, Meanwhile meanwhile)
+ * What is read before the wait for the kernel ahead may be stale. All begin with a part by such a
+ * guess, pages are loaded and scored by it, and the producer says later whether it was right. */
+
+/* Everyone: the part by a guess. Returns the producer's first 32 pages. */
+template <typename Smem>
+__device__ __forceinline__ PageRow guess_part(Smem &sm, const CUtensorMap *map,
+                                              const decode_select &p, ScanPart &part)
 {
-    int lane = threadIdx.x & 31, producer = threadIdx.x >= SCAN_CONSUMERS;
+    int lane = threadIdx.x & 31;
+    PageRow guess = {0, 0};
     if (threadIdx.x == SCAN_CONSUMERS) {
         for (int i = 0; i < p.stages; i++) {
             mbarrier_init(smem_u32(&sm.full[i]), 1);
             mbarrier_init(smem_u32(&sm.empty[i]), SCAN_CONSUMERS / 32 * WARP_ARRIVALS);
         }
         mbarrier_init(smem_u32(&sm.waited), 1);
+        mbarrier_init(smem_u32(&sm.checked), 1);
         fence_mbarrier_init();
         prefetch_tensor_map(map);
     }
     part = load_scan_part(p, lane);
-    PageRow guess = {0, 0}, pages = {0, 0};
-    if (producer) {
+    if (threadIdx.x >= SCAN_CONSUMERS) {
         guess = first_pages(p, part.first, lane);
         if (lane < p.stages) sm.line[lane] = part.first.line + lane;
         if (lane == 0) sm.n_guessed = p.n_seqs <= 32 ? min(part.first.n_pages, p.stages) : 0;
     }
     __syncthreads();
-    int n_guessed = sm.n_guessed, n_ahead = 0;
-    if (producer) {
-        int n_settled = min(n_guessed, settled_pages(p, part));
-        for (bool over = false; n_ahead < n_settled && !over; n_ahead++) {
-            load_first(sm, ring, map, guess, n_ahead, n_ahead + 1, lane);
-            do {
-                over = mbarrier_has_completed(smem_u32(&sm.waited), 0);
-            } while (!over && !mbarrier_has_completed(smem_u32(&sm.full[n_ahead]), 0));
-        }
-    }
+    return guess;
+}
+
+/* Everyone. What follows reads lengths before it waits for this grid, and may start only now. */
+template <typename Smem> __device__ __forceinline__ void wait_for_prior(Smem &sm)
+{
     wait_prior_grid();
     if (threadIdx.x == 0) mbarrier_arrive(smem_u32(&sm.waited));
-    launch_dependents(); /* only now: what follows reads lengths before it waits for this grid */
-    RawSequence now = load_raw(p, lane); /* small loads first: they would queue behind the pages */
-    if (producer) {
-        pages = first_pages(p, part.first, lane);
-        asm volatile("" ::: "memory");
-        load_first(sm, ring, map, guess, n_ahead, n_guessed, lane);
-    } else {
-        meanwhile();
+    launch_dependents();
+}
+
+/* Where the producer goes on once the part is known. */
+struct StreamStart {
+    RingPlace at;
+    PageRow pages; /* the part's first 32 */
+    int n_loaded;  /* of them on their way into the ring */
+};
+
+/* The producer. Pages of a guess that was wrong are dropped.
+ *
+ * Pages of settled keys are loaded before the wait: all that is older than the operator ahead is
+ * complete by now, since a kernel that lets its followers start early was launched without that
+ * itself, has waited, or stands behind one of its operator that has. One page at a time: what that
+ * operator still loads would queue behind more. */
+template <typename Smem>
+__device__ __forceinline__ StreamStart start_stream(Smem &sm, unsigned char *ring,
+                                                    const CUtensorMap *map, const decode_select &p,
+                                                    ScanPart &part, PageRow guess)
+{
+    int lane = threadIdx.x & 31, n_guessed = sm.n_guessed, n_ahead = 0;
+    int n_settled = min(n_guessed, settled_pages(p, part));
+    for (bool over = false; n_ahead < n_settled && !over; n_ahead++) {
+        load_first(sm, ring, map, guess, n_ahead, n_ahead + 1, lane);
+        do {
+            over = mbarrier_has_completed(smem_u32(&sm.waited), 0);
+        } while (!over && !mbarrier_has_completed(smem_u32(&sm.full[n_ahead]), 0));
     }
-    int current = p.n_seqs <= 32 && is_made_of(p, part, now) &&
-                  (lane >= n_guessed || (pages.row == guess.row && pages.page == guess.page));
-    current = __syncthreads_and(current);
-    RingPlace at = {n_guessed < p.stages ? n_guessed : 0, n_guessed == p.stages};
+    wait_for_prior(sm);
+    RawSequence now = load_raw(p, lane); /* small loads first: they would queue behind the pages */
+    PageRow pages = first_pages(p, part.first, lane);
+    asm volatile("" ::: "memory");
+    load_first(sm, ring, map, guess, n_ahead, n_guessed, lane);
+    prefetch_pages(sm, map, guess, n_guessed, part.first.n_pages, lane);
+    bool same = lane >= n_guessed || (pages.row == guess.row && pages.page == guess.page);
+    bool current = p.n_seqs <= 32 && is_made_of(p, part, now) && __all_sync(~0u, same);
+    if (lane == 0) {
+        sm.current = current;
+        mbarrier_arrive(smem_u32(&sm.checked));
+    }
     if (!current) {
         part = load_scan_part(p, lane);
-        if (producer) pages = first_pages(p, part.first, lane);
-#pragma unroll 1
-        for (int i = 0; i < n_guessed && !producer; i++) { /* whatever that was */
-            mbarrier_wait(smem_u32(&sm.full[i]), 0);
-            mbarrier_arrive_warp(smem_u32(&sm.empty[i]));
-        }
-    } else if (!producer) {
-        at = {0, 0};
+        pages = first_pages(p, part.first, lane);
     }
-    return {current != 0, at, pages, current ? n_guessed : 0};
+    RingPlace at = {n_guessed < p.stages ? n_guessed : 0, n_guessed == p.stages};
+    return {at, pages, current ? n_guessed : 0};
+}
+
+/* Consumers: whether the guess was right; else the part anew. */
+template <typename Smem>
+__device__ __forceinline__ bool confirm_part(Smem &sm, const decode_select &p, ScanPart &part)
+{
+    mbarrier_wait(smem_u32(&sm.checked), 0);
+    if (!sm.current) part = load_scan_part(p, threadIdx.x & 31);
+    return sm.current;
 }
 
 /* The producer: the rest of the CTA's pages. Page numbers and tickets are on their way while a
@@ -203,7 +233,7 @@ __device__ __forceinline__ ScanStart start_scan(Smem &sm, unsigned char *ring,
 template <typename Smem>
 __device__ __forceinline__ void stream_scan(Smem &sm, unsigned char *ring, const CUtensorMap *map,
                                             const decode_select &p, ScanPart &part,
-                                            const ScanStart &start)
+                                            const StreamStart &start)
 {
     int lane = threadIdx.x & 31, n_loaded = start.n_loaded;
     unsigned n = n_tickets(part), ticket = take_ticket(p, n, lane);
