@@ -30,8 +30,9 @@ template <int COLUMNS> struct alignas(1024) Scan8Smem {
     float4 factors[2][COLUMNS];              /* scale and (Q4)'s two; of every other segment */
     int best[2][CHUNK][PARTS * COLUMNS + 1]; /* of every other chunk: [part][column] */
     uint64_t full[STAGES], empty[STAGES], waited, checked;
-    unsigned line[STAGES]; /* the producer's; here pages come in the order of the line */
-    int n_guessed, current;
+    unsigned line[STAGES];   /* the producer's; here pages come in the order of the line */
+    RawSequence lengths[32]; /* that the guess is made of */
+    int current;
 };
 
 /* ---- queries -------------------------------------------------------------------------------- */
@@ -188,13 +189,14 @@ __device__ __forceinline__ void store_chunk(Scan8Smem<COLUMNS> &sm, const decode
 
 /* ---- kernel --------------------------------------------------------------------------------- */
 
-/* Consumers: the pages of a wrong guess. Returns the place behind them. */
+/* Consumers: the n pages of a wrong guess. Returns the place behind them. */
 template <int COLUMNS>
-__device__ __forceinline__ RingPlace drop_pages(Scan8Smem<COLUMNS> &sm, const decode_select &p)
+__device__ __forceinline__ RingPlace drop_pages(Scan8Smem<COLUMNS> &sm, const decode_select &p,
+                                                int n)
 {
     RingPlace at = {0, 0};
 #pragma unroll 1
-    for (int i = 0; i < sm.n_guessed; i++) {
+    for (int i = 0; i < n; i++) {
         mbarrier_wait(smem_u32(&sm.full[at.stage]), at.round);
         mbarrier_arrive_warp(smem_u32(&sm.empty[at.stage]));
         at.advance(p.stages);
@@ -236,15 +238,15 @@ __global__ void __launch_bounds__(SCAN_THREADS, 3)
     extern __shared__ unsigned char raw[];
     unsigned char *ring = align_shared(raw);
     Scan8Smem<COLUMNS> &sm = *(Scan8Smem<COLUMNS> *)(ring + p.line.stages * Page8::PAGE_BYTES);
-    ScanPart part;
-    PageRow guess = guess_part(sm, &map, p.line, part);
+    ScanPart part = guess_part(sm, &map, p.line);
     if (threadIdx.x >= SCAN_CONSUMERS) {
-        StreamStart start = start_stream(sm, ring, &map, p.line, part, guess);
+        StreamStart start = start_stream(sm, ring, &map, p.line, part);
         stream_scan(sm, ring, &map, p.line, part, start);
     } else {
         wait_for_prior(sm);
         RingPlace at = {0, 0};
-        if (!confirm_part(sm, p.line, part)) at = drop_pages(sm, p.line);
+        int n_guessed = guessed_pages(p.line, part);
+        if (!confirm_part(sm, p.line, part)) at = drop_pages(sm, p.line, n_guessed);
         scan_pages<COLUMNS>(sm, ring, p, part, at);
     }
 }

@@ -31,7 +31,8 @@ template <int DIM, int COLUMNS, int KEY_BYTES> struct alignas(1024) ScanSmem {
     unsigned block_max[2][COLUMNS][CHUNK + 1]; /* score_order of the maxima; 0 between uses */
     uint64_t full[MAX_STAGES], empty[MAX_STAGES], waited, checked;
     unsigned line[MAX_STAGES]; /* where the pages stand on the line; LINE_END: no more */
-    int n_guessed, current;
+    RawSequence lengths[32];   /* that the guess is made of */
+    int current;
 };
 
 /* 128-byte swizzle of the copy engine: 16-byte chunks change places within groups of 8 lines. */
@@ -193,7 +194,7 @@ __device__ __forceinline__ void score_pages(ScanSmem<DIM, COLUMNS, KEY_BYTES> &s
                                             ScanPart &part)
 {
     using Config = ScanConfig<DIM, COLUMNS, KEY_BYTES>;
-    int lane = threadIdx.x & 31, warpgroup = threadIdx.x / 128, n_guessed = sm.n_guessed;
+    int lane = threadIdx.x & 31, warpgroup = threadIdx.x / 128, n_guessed = guessed_pages(p, part);
     int n = 0, buffer = 0; /* pages pooled in block_max[buffer] */
     DecodeSegment s = part.first;
     RingPlace at = {0, 0};
@@ -250,10 +251,9 @@ __global__ void __launch_bounds__(SCAN_THREADS, 1)
     Smem &sm = *(Smem *)(ring + p.stages * Config::PAGE_BYTES);
     for (int i = threadIdx.x; i < 2 * COLUMNS * (CHUNK + 1); i += SCAN_THREADS)
         sm.block_max[0][0][i] = 0;
-    ScanPart part;
-    PageRow guess = guess_part(sm, &map, p, part);
+    ScanPart part = guess_part(sm, &map, p);
     if (threadIdx.x >= SCAN_CONSUMERS) {
-        StreamStart start = start_stream(sm, ring, &map, p, part, guess);
+        StreamStart start = start_stream(sm, ring, &map, p, part);
         stream_scan(sm, ring, &map, p, part, start);
     } else {
         score_pages(sm, ring, p, part);

@@ -114,11 +114,6 @@ __device__ __forceinline__ DecodeSequence make_sequence(const decode_select &p, 
     return s;
 }
 
-__device__ __forceinline__ DecodeSequence load_sequence(const decode_select &p, int seq)
-{
-    return make_sequence(p, load_raw(p, seq));
-}
-
 /* 32 neighbouring sequences, one per lane of a warp, and what lies before them on the line. */
 struct DecodeChunk {
     int base;
@@ -129,12 +124,13 @@ struct DecodeChunk {
     int items_end;
 };
 
-__device__ __forceinline__ DecodeChunk load_chunk(const decode_select &p, int base,
+/* `raw` is what this lane has of sequence base + lane. */
+__device__ __forceinline__ DecodeChunk make_chunk(const decode_select &p, RawSequence raw, int base,
                                                   unsigned pages_before, int items_before, int lane)
 {
     DecodeChunk c;
     c.base = base;
-    c.mine = load_sequence(p, base + lane);
+    c.mine = make_sequence(p, raw);
     unsigned n_pages = (unsigned)c.mine.n_tiles * c.mine.n_pages, pages = n_pages;
     int items = c.mine.n_tiles;
 #pragma unroll
@@ -151,14 +147,14 @@ __device__ __forceinline__ DecodeChunk load_chunk(const decode_select &p, int ba
     return c;
 }
 
-/* Pages of a CTA; 1 where there is nothing to rank. Returns the first chunk. */
-__device__ __forceinline__ DecodeChunk load_line(const decode_select &p, int lane, unsigned *share,
-                                                 unsigned *n_pages)
+/* Pages of a CTA; 1 where there is nothing to rank. Returns the first chunk, of `raw`. */
+__device__ __forceinline__ DecodeChunk load_line(const decode_select &p, RawSequence raw, int lane,
+                                                 unsigned *share, unsigned *n_pages)
 {
-    DecodeChunk c = load_chunk(p, 0, 0, 0, lane);
+    DecodeChunk c = make_chunk(p, raw, 0, 0, 0, lane);
     unsigned end = c.pages_end;
     for (int base = 32; base < p.n_seqs; base += 32) {
-        DecodeSequence s = load_sequence(p, base + lane);
+        DecodeSequence s = make_sequence(p, load_raw(p, base + lane));
         end += __reduce_add_sync(~0u, (unsigned)s.n_tiles * s.n_pages);
     }
     *n_pages = end;
@@ -186,7 +182,8 @@ __device__ __forceinline__ DecodeSegment next_segment(const decode_select &p, De
     if (at >= end) return s;
     while (at >= c.pages_end) {
         if (c.base + 32 >= p.n_seqs) return s;
-        c = load_chunk(p, c.base + 32, c.pages_end, c.items_end, lane);
+        RawSequence raw = load_raw(p, c.base + 32 + lane);
+        c = make_chunk(p, raw, c.base + 32, c.pages_end, c.items_end, lane);
     }
     int from = __ffs(__ballot_sync(~0u, c.first <= at && at < c.end)) - 1;
     unsigned inside = at - __shfl_sync(~0u, c.first, from);

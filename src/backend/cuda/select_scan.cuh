@@ -28,11 +28,13 @@ struct ScanPart {
     DecodeSegment first;
 };
 
-__device__ __forceinline__ ScanPart load_scan_part(const decode_select &p, int lane)
+/* `raw` is what this lane has of sequence `lane`. */
+__device__ __forceinline__ ScanPart make_scan_part(const decode_select &p, RawSequence raw,
+                                                   int lane)
 {
     ScanPart part;
     unsigned share;
-    part.chunk = load_line(p, lane, &share, &part.line_end);
+    part.chunk = load_line(p, raw, lane, &share, &part.line_end);
     if (share >= MIN_SHARED) share -= min(share / 4, (unsigned)p.n_shared);
     part.shared = min(part.line_end, share * p.n_ctas);
     part.at = min(part.line_end, blockIdx.x * share);
@@ -44,6 +46,12 @@ __device__ __forceinline__ ScanPart load_scan_part(const decode_select &p, int l
 __device__ __forceinline__ unsigned n_tickets(const ScanPart &part)
 {
     return (part.line_end - part.shared + TICKET_PAGES - 1) / TICKET_PAGES;
+}
+
+/* Pages of the first segment that are taken by the guess that `part` is (below). */
+__device__ __forceinline__ int guessed_pages(const decode_select &p, const ScanPart &part)
+{
+    return p.n_seqs <= 32 ? min(part.first.n_pages, p.stages) : 0;
 }
 
 /* The lengths that `part` was made of, of at most 32 sequences, are those of now. */
@@ -138,13 +146,12 @@ __device__ __forceinline__ unsigned take_ticket(const decode_select &p, unsigned
  * What is read before the wait for the kernel ahead may be stale. All begin with a part by such a
  * guess, pages are loaded and scored by it, and the producer says later whether it was right. */
 
-/* Everyone: the part by a guess. Returns the producer's first 32 pages. */
+/* Everyone: the part by a guess, the same in every warp: all make it of what the producer read. */
 template <typename Smem>
-__device__ __forceinline__ PageRow guess_part(Smem &sm, const CUtensorMap *map,
-                                              const decode_select &p, ScanPart &part)
+__device__ __forceinline__ ScanPart guess_part(Smem &sm, const CUtensorMap *map,
+                                               const decode_select &p)
 {
     int lane = threadIdx.x & 31;
-    PageRow guess = {0, 0};
     if (threadIdx.x == SCAN_CONSUMERS) {
         for (int i = 0; i < p.stages; i++) {
             mbarrier_init(smem_u32(&sm.full[i]), 1);
@@ -155,14 +162,9 @@ __device__ __forceinline__ PageRow guess_part(Smem &sm, const CUtensorMap *map,
         fence_mbarrier_init();
         prefetch_tensor_map(map);
     }
-    part = load_scan_part(p, lane);
-    if (threadIdx.x >= SCAN_CONSUMERS) {
-        guess = first_pages(p, part.first, lane);
-        if (lane < p.stages) sm.line[lane] = part.first.line + lane;
-        if (lane == 0) sm.n_guessed = p.n_seqs <= 32 ? min(part.first.n_pages, p.stages) : 0;
-    }
+    if (threadIdx.x >= SCAN_CONSUMERS) sm.lengths[lane] = load_raw(p, lane);
     __syncthreads();
-    return guess;
+    return make_scan_part(p, sm.lengths[lane], lane);
 }
 
 /* Everyone. What follows reads lengths before it waits for this grid, and may start only now. */
@@ -189,9 +191,11 @@ struct StreamStart {
 template <typename Smem>
 __device__ __forceinline__ StreamStart start_stream(Smem &sm, unsigned char *ring,
                                                     const CUtensorMap *map, const decode_select &p,
-                                                    ScanPart &part, PageRow guess)
+                                                    ScanPart &part)
 {
-    int lane = threadIdx.x & 31, n_guessed = sm.n_guessed, n_ahead = 0;
+    int lane = threadIdx.x & 31, n_guessed = guessed_pages(p, part), n_ahead = 0;
+    PageRow guess = first_pages(p, part.first, lane);
+    if (lane < p.stages) sm.line[lane] = part.first.line + lane;
     int n_settled = min(n_guessed, settled_pages(p, part));
     for (bool over = false; n_ahead < n_settled && !over; n_ahead++) {
         load_first(sm, ring, map, guess, n_ahead, n_ahead + 1, lane);
@@ -212,7 +216,7 @@ __device__ __forceinline__ StreamStart start_stream(Smem &sm, unsigned char *rin
         mbarrier_arrive(smem_u32(&sm.checked));
     }
     if (!current) {
-        part = load_scan_part(p, lane);
+        part = make_scan_part(p, load_raw(p, lane), lane);
         pages = first_pages(p, part.first, lane);
     }
     RingPlace at = {n_guessed < p.stages ? n_guessed : 0, n_guessed == p.stages};
@@ -224,7 +228,8 @@ template <typename Smem>
 __device__ __forceinline__ bool confirm_part(Smem &sm, const decode_select &p, ScanPart &part)
 {
     mbarrier_wait(smem_u32(&sm.checked), 0);
-    if (!sm.current) part = load_scan_part(p, threadIdx.x & 31);
+    int lane = threadIdx.x & 31;
+    if (!sm.current) part = make_scan_part(p, load_raw(p, lane), lane);
     return sm.current;
 }
 
