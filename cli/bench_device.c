@@ -322,9 +322,9 @@ int bench_device(msa_context *ctx, const bench_device_options *options)
              "msa bench attention --device %s --max-context %lld --budget %g --seed %lld%s%s",
              options->device, (long long)options->max_context, options->budget_seconds,
              (long long)options->seed, options->whole_dense ? " --whole-dense" : "",
-             options->in_order ? " --in-order" : "");
+             options->mixed_pages ? " --mixed-pages" : "");
     const char *problem = stage_init(&b->stage, ctx, options->max_context, (uint64_t)options->seed,
-                                     options->in_order);
+                                     options->mixed_pages);
     int status = problem ? cli_complain("%s", problem) : CLI_OK;
     if (status == CLI_OK && options->out) {
         b->csv = fopen(options->out, "w");

@@ -37,7 +37,7 @@ typedef struct bench_device_options {
     const char *out, *commit, *device; /* device: as given */
     int64_t max_context, seed;
     double budget_seconds;
-    int32_t whole_dense, in_order;
+    int32_t whole_dense, mixed_pages;
 } bench_device_options;
 
 /* Returns an exit status. The context is the caller's. */

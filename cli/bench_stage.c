@@ -88,12 +88,12 @@ void stage_free(bench_stage *s)
 
 /* ---- contents -------------------------------------------------------------------------------- */
 
-/* Segment g of the pool holds the same index keys as the others in another place. Scattered: place
- * i of the table is a page with the keys number order[i % n], of a segment that depends on both:
- * every page comes once, and no keys come twice within a longest context. */
-static const char *place_pages(bench_stage *s, int32_t in_order)
+/* Every layer holds the same index keys in another place: place i of the table is a page with the
+ * keys number order[i % n], of layer i / n, or if they are mixed, of one that depends on both.
+ * Every page comes once, and no keys come twice within a longest context. */
+static const char *place_pages(bench_stage *s, int32_t mixed_pages)
 {
-    int64_t n = s->n_pages / STAGE_SEGMENTS;
+    int64_t n = s->n_pages / STAGE_LAYERS;
     int32_t *order = malloc((size_t)n * sizeof(*order));
     s->table = malloc((size_t)s->n_pages * sizeof(*s->table));
     if (!order || !s->table) {
@@ -108,10 +108,9 @@ static const char *place_pages(bench_stage *s, int32_t in_order)
         order[j] = swap;
     }
     for (int64_t i = 0; i < s->n_pages; i++) {
-        uint64_t mixed = (uint64_t)order[i % n] * 0x9e3779b97f4a7c15u >> 40;
-        int64_t scattered =
-            (int64_t)(((uint64_t)(i / n) + mixed) % STAGE_SEGMENTS) * n + order[i % n];
-        s->table[i] = (int32_t)(in_order ? i : scattered);
+        uint64_t layer = (uint64_t)(i / n);
+        if (mixed_pages) layer += (uint64_t)order[i % n] * 0x9e3779b97f4a7c15u >> 40;
+        s->table[i] = (int32_t)((int64_t)(layer % STAGE_LAYERS) * n + order[i % n]);
     }
     free(order);
     return msa_memory_upload(s->ctx, s->device_table, s->table,
@@ -171,21 +170,21 @@ static msa_status quantize(bench_stage *s, const msa_kv_view *kv, int64_t n_toke
 
 static msa_status quantize_pool(bench_stage *s)
 {
-    int32_t n_blocks = (int32_t)(s->n_pages / STAGE_SEGMENTS), n = n_blocks * STAGE_BLOCK;
-    msa_kv_view kv = view_of(s, 0, STAGE_SEGMENTS, n_blocks);
-    msa_status status = set_lengths(s, STAGE_SEGMENTS, n, n);
-    if (status == MSA_OK) status = quantize(s, &kv, (int64_t)n * STAGE_SEGMENTS);
+    int32_t n_blocks = (int32_t)(s->n_pages / STAGE_LAYERS), n = n_blocks * STAGE_BLOCK;
+    msa_kv_view kv = view_of(s, 0, STAGE_LAYERS, n_blocks);
+    msa_status status = set_lengths(s, STAGE_LAYERS, n, n);
+    if (status == MSA_OK) status = quantize(s, &kv, (int64_t)n * STAGE_LAYERS);
     return status == MSA_OK ? msa_context_synchronize(s->ctx) : status;
 }
 
 static msa_status fill_pool(bench_stage *s)
 {
-    int64_t segment = s->n_pages / STAGE_SEGMENTS * INDEX_NUMBERS;
+    int64_t layer = s->n_pages / STAGE_LAYERS * INDEX_NUMBERS;
     msa_status status = upload_numbers(s, s->noise, NOISE_NUMBERS);
-    if (status == MSA_OK) status = upload_numbers(s, s->k_index, segment);
-    for (int32_t g = 1; status == MSA_OK && g < STAGE_SEGMENTS; g++) {
-        status = msa_memory_copy(s->ctx, (uint16_t *)s->k_index + g * segment, s->k_index,
-                                 (size_t)segment * 2);
+    if (status == MSA_OK) status = upload_numbers(s, s->k_index, layer);
+    for (int32_t g = 1; status == MSA_OK && g < STAGE_LAYERS; g++) {
+        status = msa_memory_copy(s->ctx, (uint16_t *)s->k_index + g * layer, s->k_index,
+                                 (size_t)layer * 2);
     }
     if (status == MSA_OK) status = copy_noise(s, s->k, s->n_pages * LANE_NUMBERS);
     if (status == MSA_OK) status = copy_noise(s, s->v, s->n_pages * LANE_NUMBERS);
@@ -193,13 +192,13 @@ static msa_status fill_pool(bench_stage *s)
 }
 
 const char *stage_init(bench_stage *s, msa_context *ctx, int64_t max_context, uint64_t seed,
-                       int32_t in_order)
+                       int32_t mixed_pages)
 {
     part parts[N_PARTS];
     memset(s, 0, sizeof(*s));
     s->ctx = ctx;
     s->max_context = max_context;
-    s->n_pages = max_context / STAGE_BLOCK * STAGE_SEGMENTS;
+    s->n_pages = max_context / STAGE_BLOCK * STAGE_LAYERS;
     s->random_state = seed;
     list_parts(s, parts);
     for (int i = 0; i < N_PARTS; i++) {
@@ -207,7 +206,7 @@ const char *stage_init(bench_stage *s, msa_context *ctx, int64_t max_context, ui
             return msa_last_error();
         }
     }
-    const char *problem = place_pages(s, in_order);
+    const char *problem = place_pages(s, mixed_pages);
     if (problem) return problem;
     if (fill_pool(s) != MSA_OK) return msa_last_error();
     if (quantize_pool(s) != MSA_OK) s->no_index8 = "msa_index_quantize failed";
@@ -388,7 +387,7 @@ msa_status stage_run(bench_stage *s, const stage_shape *shape, int32_t r, int32_
     return status;
 }
 
-/* New rows come from the pages of another segment, seen as rows. */
+/* New rows come from the pages of another layer, seen as rows. */
 static msa_status append_chunk(bench_stage *s, const stage_shape *shape)
 {
     int64_t from = s->n_pages / 2 * STAGE_BLOCK + shape->kv_len - shape->q_len;

@@ -1,11 +1,11 @@
 /* What the rows of `msa bench attention --device cuda` share: one attention layer of MiniMax-M3's
  * shape in device memory.
  *
- * A pool of pages sixteen times as long as the longest context, cut into sequences of the length a
- * row asks for: rows visit other sequences in turn, so that what they read is not in a cache of the
- * device. Index keys are drawn one by one (no key comes twice in a sequence), everything else is
- * copied from random places of a buffer of random numbers. Pages are scattered over the pool
- * unless asked otherwise.
+ * Pools of pages of sixteen layers, each as long as the longest context, cut into sequences of the
+ * length a row asks for: rows visit other sequences in turn, so that what they read is not in a
+ * cache of the device. Index keys are drawn one by one (no key comes twice in a sequence),
+ * everything else is copied from random places of a buffer of random numbers. A layer's pages are
+ * scattered over its pool, or, if asked, those of all layers over all of them.
  */
 #ifndef CLI_BENCH_STAGE_H
 #define CLI_BENCH_STAGE_H
@@ -18,8 +18,8 @@ enum {
     STAGE_DIM = 128, /* of heads and of the index */
     STAGE_BLOCK = 128,
     STAGE_TOPK = 16,
-    STAGE_CHUNK = 8192,  /* tokens of a prefill chunk; most rows of queries there are */
-    STAGE_SEGMENTS = 16, /* the pool in longest contexts */
+    STAGE_CHUNK = 8192, /* tokens of a prefill chunk; most rows of queries there are */
+    STAGE_LAYERS = 16,  /* a longest context each */
     STAGE_MAX_SEQS = 64
 };
 
@@ -41,10 +41,10 @@ typedef struct stage_shape {
     int32_t n_seqs, q_len, kv_len;
 } stage_shape;
 
-/* in_order: a sequence's pages follow each other in memory. Returns NULL, or why not; stage_free in
- * any case. */
+/* mixed_pages: those of all layers are in one pool. Returns NULL, or why not; stage_free in any
+ * case. */
 const char *stage_init(bench_stage *s, msa_context *ctx, int64_t max_context, uint64_t seed,
-                       int32_t in_order);
+                       int32_t mixed_pages);
 void stage_free(bench_stage *s);
 
 /* Get ready for a shape: lengths on the device, workspace. Returns NULL, or why not. */

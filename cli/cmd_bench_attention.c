@@ -20,7 +20,7 @@
 
 typedef struct {
     const char *cases, *out, *commit, *device;
-    int32_t whole_dense, in_order;
+    int32_t whole_dense, mixed_pages;
     int64_t threads, max_context, seed;
     double budget_seconds;
 } bench_options;
@@ -257,9 +257,9 @@ static int run_on_device(msa_context *ctx, const bench_options *options)
                                                            : options->max_context;
     while (max_context & (max_context - 1)) max_context &= max_context - 1; /* a power of two */
     bench_device_options device = {
-        options->out,         options->commit,  options->device ? options->device : "cuda",
-        max_context,          options->seed,    options->budget_seconds,
-        options->whole_dense, options->in_order};
+        options->out,         options->commit,     options->device ? options->device : "cuda",
+        max_context,          options->seed,       options->budget_seconds,
+        options->whole_dense, options->mixed_pages};
     return bench_device(ctx, &device);
 }
 
@@ -312,9 +312,10 @@ static const cli_option options[] = {
     {CLI_FLAG, 0, "whole-dense", NULL, offsetof(bench_options, whole_dense), NULL, 0, 0,
      "On a GPU: run dense attention over the whole prompt (half a minute each time at 1M) instead "
      "of summing its measured chunks."},
-    {CLI_FLAG, 0, "in-order", NULL, offsetof(bench_options, in_order), NULL, 0, 0,
-     "On a GPU: a sequence's pages follow each other in memory, as an empty cache hands them out; "
-     "else they are scattered over a pool of sixteen longest contexts."},
+    {CLI_FLAG, 0, "mixed-pages", NULL, offsetof(bench_options, mixed_pages), NULL, 0, 0,
+     "On a GPU: the pages of sixteen layers are scattered over one pool, 38 GB at 1M; else each "
+     "layer "
+     "has a pool of its own, as in a model, and its pages are scattered over that."},
     {0},
 };
 
