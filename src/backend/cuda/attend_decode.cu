@@ -110,32 +110,37 @@ __device__ __forceinline__ void stage_pages(unsigned char *ring, const decode_at
     fence_proxy_async(); /* tiles take their place */
 }
 
-/* The row's ids from the orders of its blocks, and where the keys of the CTA's share of them lie:
- * complete for the first warp. */
+/* Whether place `place` of a row is one of those that scores decide. */
+__device__ __forceinline__ bool is_learned(const decode_attend &p, int n_visible, int place)
+{
+    return n_visible > p.topk && p.n_init <= place && place < p.topk - p.n_local;
+}
+
+/* The CTA's blocks from the orders of the row's, and where their keys lie: complete for the first
+ * warp. A lone place takes the block that has it by score, so that its keys are on their way before
+ * the row's ids are in order (write_ids). */
 template <int D, int BYTES>
 __device__ __forceinline__ void rank_row(AttendSmem<D, BYTES> &sm, const unsigned char *ring,
                                          const decode_attend &p, const QuerySequence &s,
                                          int n_visible, int n_staged)
 {
     int token = blockIdx.z, n_learned = p.topk - p.n_init - p.n_local;
-    if (n_visible > p.topk && n_learned > 0)
-        rank_blocks<THREADS>(sm.rank,
-                             p.orders + ((int64_t)token * gridDim.y + blockIdx.y) * p.row_blocks,
-                             p.n_init, n_visible - p.n_local, n_learned);
+    if (n_visible > p.topk && n_learned > 0) {
+        rank_blocks(sm.rank, p.orders + ((int64_t)token * gridDim.y + blockIdx.y) * p.row_blocks,
+                    p.n_init, n_visible - p.n_local, n_learned);
+        if (p.n_places > 1) sort_chosen(sm.rank, n_learned);
+    }
     int i = threadIdx.x, place = blockIdx.x * p.n_places + i;
     if (i >= 32) return;
     int id = -1, row = 0, page = 0;
     if (i < p.n_places && place < p.topk) {
-        if (n_visible <= p.topk) {
+        if (is_learned(p, n_visible, place)) {
+            id = (p.n_places > 1 ? sm.rank.ids : sm.rank.chosen)[place - p.n_init];
+        } else if (n_visible <= p.topk) {
             id = place < n_visible ? place : -1; /* all of them, (M8) */
-        } else if (place < p.n_init) {
-            id = place;
-        } else if (place >= p.topk - p.n_local) {
-            id = n_visible - p.topk + place;
         } else {
-            id = sm.rank.ids[place - p.n_init];
+            id = place < p.n_init ? place : n_visible - p.topk + place;
         }
-        p.blocks[token * p.blocks_token + blockIdx.y * p.blocks_group + place] = id;
     }
     if (!p.page_table) {
         row = s.first_row + id * BLOCK;
@@ -149,12 +154,30 @@ __device__ __forceinline__ void rank_row(AttendSmem<D, BYTES> &sm, const unsigne
     __syncwarp();
 }
 
+/* The first warp, behind rank_row: the CTA's ids to memory, and its slot. The place of a lone
+ * block among the row's ids is found here. */
+template <int D, int BYTES>
+__device__ __forceinline__ void write_ids(AttendSmem<D, BYTES> &sm, const decode_attend &p,
+                                          int n_visible)
+{
+    int i = threadIdx.x, place = blockIdx.x * p.n_places + i, slot = blockIdx.x;
+    if (p.n_places == 1 && is_learned(p, n_visible, slot)) {
+        unsigned before = 0;
+        for (int j = i; j < p.topk - p.n_init - p.n_local; j += 32)
+            before += sm.rank.chosen[j] < sm.ids[0];
+        place = slot = p.n_init + (int)__reduce_add_sync(~0u, before);
+    }
+    if (i == 0) sm.slot = slot;
+    if (i < p.n_places && place < p.topk)
+        p.blocks[blockIdx.z * p.blocks_token + blockIdx.y * p.blocks_group + place] = sm.ids[i];
+}
+
 /* ---- between CTAs -----------------------------------------------------------------------------
  */
 
 template <int D, int BYTES>
 __device__ __forceinline__ void send_partial(AttendSmem<D, BYTES> &sm, const decode_attend &p,
-                                             const Partial &x, int cluster, int rank)
+                                             const Partial &x, int cluster)
 {
     int lane = threadIdx.x & 31, warp = threadIdx.x / 32, q = lane % 4;
     int share_log2 = 5 - __ffs(cluster), share = 1 << share_log2;
@@ -162,7 +185,7 @@ __device__ __forceinline__ void send_partial(AttendSmem<D, BYTES> &sm, const dec
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         int head = lane / 4 + 8 * r, owner = head >> share_log2;
-        int slot = (rank << share_log2) + (head & (share - 1));
+        int slot = (sm.slot << share_log2) + (head & (share - 1));
         uint32_t bar = cluster_address(smem_u32(&sm.arrived), owner);
         uint32_t o = cluster_address(smem_u32(&sm.o[slot][warp * 16]), owner);
         float y[4] = {x.o[0][2 * r], x.o[1][2 * r], x.o[0][2 * r + 1], x.o[1][2 * r + 1]};
@@ -274,6 +297,7 @@ __global__ void __launch_bounds__(THREADS, 2)
         for (int i = 0; i < p.ring; i++) mbarrier_init(smem_u32(&sm.full[i]), 1);
         mbarrier_init(smem_u32(&sm.arrived), 1);
         fence_mbarrier_init();
+        sm.slot = blockIdx.x;
         mbarrier_arrive_expect_tx(smem_u32(&sm.arrived), gridDim.x * own_heads(p) * (D * 4 + 8));
         prefetch_tensor_map(&map_k);
         prefetch_tensor_map(&map_v);
@@ -305,6 +329,7 @@ __global__ void __launch_bounds__(THREADS, 2)
 #pragma unroll 1
         for (int i = 0; i < p.ring; i++) load_tile(sm, ring, &map_k, &map_v, i, i);
     }
+    if (p.orders && threadIdx.x < 32) write_ids(sm, p, n_visible);
     __syncthreads();
     Stack stack;
     Partial x;
@@ -319,7 +344,7 @@ __global__ void __launch_bounds__(THREADS, 2)
         }
         merge_tree(stack, x, place);
     }
-    send_partial(sm, p, x, gridDim.x, blockIdx.x);
+    send_partial(sm, p, x, gridDim.x);
     finish_row(sm, p);
     if (sm.position < p.topk * BLOCK) wait_prior_grid(); /* whoever comes next relies on it */
 }

@@ -66,6 +66,7 @@ template <int D, int BYTES> struct AttendSmem {
      * c * HEADS / cluster. */
     float o[HEADS][D];
     float2 ml[HEADS];
+    int slot; /* of the CTA's partials with the others, the order in which they are merged */
     int n_blocks, position, ids[MAX_PLACES], row[MAX_PLACES], page[MAX_PLACES];
     uint64_t full[MAX_RING], arrived;
 };

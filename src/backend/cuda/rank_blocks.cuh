@@ -17,7 +17,7 @@ enum { RANK_ROOM = 1024, RANK_MAX = 64 };
 template <int THREADS> struct RankSmem {
     alignas(16) u64 kept[RANK_ROOM];  /* not below the threshold */
     alignas(16) int chosen[RANK_MAX]; /* best first */
-    int ids[RANK_MAX];                /* the result, ascending */
+    int ids[RANK_MAX];                /* the same, ascending */
     alignas(16) unsigned bounds[THREADS / 32];
     u64 best[THREADS / 32];
     int n_kept;
@@ -66,7 +66,7 @@ __device__ __forceinline__ int count_four(const T *array, int n, Beats beats)
     return count + __shfl_xor_sync(~0u, count, 2);
 }
 
-/* The n best of the kept keys into sm.chosen, and their blocks in ascending order into sm.ids. */
+/* The blocks of the n best of the kept keys into sm.chosen. */
 template <int THREADS>
 __device__ __forceinline__ void rank_kept(RankSmem<THREADS> &sm, int n_kept, int n)
 {
@@ -78,6 +78,11 @@ __device__ __forceinline__ void rank_kept(RankSmem<THREADS> &sm, int n_kept, int
         if (threadIdx.x % 4 == 0 && x && better < n) sm.chosen[better] = block_of_key(x);
     }
     __syncthreads();
+}
+
+/* Behind rank_blocks: the n blocks of sm.chosen into sm.ids. All threads, likewise. */
+template <int THREADS> __device__ __forceinline__ void sort_chosen(RankSmem<THREADS> &sm, int n)
+{
     if (threadIdx.x < 4 * RANK_MAX) {
         int i = threadIdx.x / 4, id = i < n ? sm.chosen[i] : 0;
         int before = count_four(sm.chosen, n, [&](int y) { return y < id; });
@@ -138,8 +143,8 @@ __device__ __forceinline__ void keep_numbers(RankSmem<THREADS> &sm, const unsign
     }
 }
 
-/* The n best of blocks first .. end - 1 into sm.ids; n of them at least, n > 0. All threads of the
- * CTA call this together and may read sm.ids behind it. */
+/* The n best of blocks first .. end - 1 into sm.chosen; n of them at least, n > 0. All threads of
+ * the CTA call this together and may read sm.chosen behind it. */
 template <int THREADS>
 __device__ __forceinline__ void rank_blocks(RankSmem<THREADS> &sm, const unsigned *orders,
                                             int first, int end, int n)

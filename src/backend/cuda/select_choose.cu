@@ -18,9 +18,11 @@ __global__ void __launch_bounds__(CHOOSE_THREADS)
         row_blocks(p, token).n_visible; /* the scan has waited for who wrote the lengths */
     int n_learned = p.topk - p.n_init - p.n_local;
     wait_prior_grid();
-    if (n_visible > p.topk && n_learned > 0)
-        rank_blocks<CHOOSE_THREADS>(sm, p.orders + (int64_t)blockIdx.x * p.row_blocks, p.n_init,
-                                    n_visible - p.n_local, n_learned);
+    if (n_visible > p.topk && n_learned > 0) {
+        rank_blocks(sm, p.orders + (int64_t)blockIdx.x * p.row_blocks, p.n_init,
+                    n_visible - p.n_local, n_learned);
+        sort_chosen(sm, n_learned);
+    }
     write_row(p, p.blocks + token * p.blocks_token + group * p.blocks_group, n_visible, sm.ids);
 }
 
