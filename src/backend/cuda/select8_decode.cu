@@ -20,6 +20,7 @@ enum { DIM = 128, STAGES = 7 };
 /* Of select_scan.cuh's producer. */
 struct Page8 {
     static constexpr int ROW_BYTES = DIM, BOX_BYTES = DIM, PAGE_BYTES = DECODE_BLOCK * DIM;
+    static constexpr unsigned PAUSE = 0; /* this scan begins when attend has its blocks */
 };
 
 /* Behind the ring of pages. */

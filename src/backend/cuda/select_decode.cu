@@ -22,6 +22,7 @@ template <int DIM, int COLUMNS, int KEY_BYTES> struct ScanConfig {
     static constexpr int ROW_BYTES = DIM * KEY_BYTES, PAGE_BYTES = DECODE_BLOCK * ROW_BYTES;
     static constexpr int BOX_BYTES = ROW_BYTES < 128 ? ROW_BYTES : 128; /* of a row, one load */
     static constexpr int K_STEPS = DIM / 16;
+    static constexpr unsigned PAUSE = 7000; /* clocks until attend has its tiles */
 };
 
 /* Behind the ring of pages, which has p.stages of them. */

@@ -12,6 +12,7 @@
 #define LINE_END ~0u
 
 enum { SCAN_THREADS = 288, SCAN_CONSUMERS = 256 };
+enum { AHEAD_BYTES = 32768 }; /* of pages that are asked for ahead of their time, at once */
 
 /* ---- a CTA's pages -----------------------------------------------------------------------------
  */
@@ -106,13 +107,13 @@ __device__ __forceinline__ void load_first(Smem &sm, unsigned char *ring, const 
     __syncwarp();
 }
 
-/* The 32 KB behind the first n pages of the first segment into the L2. */
+/* The AHEAD_BYTES behind the first n pages of the first segment into the L2. */
 template <typename Smem>
 __device__ __forceinline__ void prefetch_pages(Smem &sm, const CUtensorMap *map, PageRow page,
                                                int n, int n_pages, int lane)
 {
     using Config = typename Smem::Config;
-    if (n <= lane && lane < min(n_pages, n + 32768 / Config::PAGE_BYTES)) {
+    if (n <= lane && lane < min(n_pages, n + AHEAD_BYTES / Config::PAGE_BYTES)) {
         for (int box = 0; box < Config::ROW_BYTES / Config::BOX_BYTES; box++)
             tma_prefetch_3d(map, box * 64, page.row, page.page);
     }
@@ -186,22 +187,28 @@ struct StreamStart {
  *
  * Pages of settled keys are loaded before the wait: all that is older than the operator ahead is
  * complete by now, since a kernel that lets its followers start early was launched without that
- * itself, has waited, or stands behind one of its operator that has. One page at a time: what that
- * operator still loads would queue behind more. */
+ * itself, has waited, or stands behind one of its operator that has. AHEAD_BYTES at a time, and a
+ * pause behind the first ones: what that operator still loads, as attend its tiles, would queue
+ * behind more. */
 template <typename Smem>
 __device__ __forceinline__ StreamStart start_stream(Smem &sm, unsigned char *ring,
                                                     const CUtensorMap *map, const decode_select &p,
                                                     ScanPart &part)
 {
+    using Config = typename Smem::Config;
     int lane = threadIdx.x & 31, n_guessed = guessed_pages(p, part), n_ahead = 0;
     PageRow guess = first_pages(p, part.first, lane);
     if (lane < p.stages) sm.line[lane] = part.first.line + lane;
     int n_settled = min(n_guessed, settled_pages(p, part));
-    for (bool over = false; n_ahead < n_settled && !over; n_ahead++) {
-        load_first(sm, ring, map, guess, n_ahead, n_ahead + 1, lane);
+    unsigned begin = (unsigned)clock();
+    for (bool over = false; n_ahead < n_settled && !over;) {
+        int to = min(n_settled, n_ahead + AHEAD_BYTES / Config::PAGE_BYTES);
+        load_first(sm, ring, map, guess, n_ahead, to, lane);
         do {
             over = mbarrier_has_completed(smem_u32(&sm.waited), 0);
-        } while (!over && !mbarrier_has_completed(smem_u32(&sm.full[n_ahead]), 0));
+        } while (!over && ((unsigned)clock() - begin < Config::PAUSE ||
+                           !mbarrier_has_completed(smem_u32(&sm.full[to - 1]), 0)));
+        n_ahead = to;
     }
     wait_for_prior(sm);
     RawSequence now = load_raw(p, lane); /* small loads first: they would queue behind the pages */
