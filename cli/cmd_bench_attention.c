@@ -313,9 +313,8 @@ static const cli_option options[] = {
      "On a GPU: run dense attention over the whole prompt (half a minute each time at 1M) instead "
      "of summing its measured chunks."},
     {CLI_FLAG, 0, "mixed-pages", NULL, offsetof(bench_options, mixed_pages), NULL, 0, 0,
-     "On a GPU: the pages of sixteen layers are scattered over one pool, 38 GB at 1M; else each "
-     "layer "
-     "has a pool of its own, as in a model, and its pages are scattered over that."},
+     "On a GPU: the pages of the sixteen layers it visits are scattered over one pool (38 GB at "
+     "1M); else every layer has its own, as in a model, and its pages are scattered over that."},
     {0},
 };
 
