@@ -2,7 +2,7 @@
 # The speed table of a GPU, peers beside it: sh run_hopper.sh MSA_PROGRAM OUT_DIR [COMMIT]
 #
 # Writes OUT_DIR/attention-hopper.csv and .svg (our operators, dense and MSA) and peers-hopper.csv
-# (PyTorch's), prints both. Three minutes; a row that fails says why and the others run. PEERS=0 leaves
+# (PyTorch's), prints both. Four minutes; a row that fails says why and the others run. PEERS=0 leaves
 # PyTorch out, WHOLE_DENSE=1 runs dense attention over the whole prompt instead of summing its chunks.
 set -u
 msa=$1
